@@ -1,0 +1,142 @@
+"""Everything random about an epoch, and the one batched warp that applies it on the device.
+
+An epoch's randomness is drawn at its start, from (seed, epoch) alone: the order of the samples and the parameters of
+every sample's warp. So a run that is resumed at any step sees the data that the uninterrupted run would have seen.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PET, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a sample may be changed in training. With every field at its default, it stays as it is."""
+
+    horizontal_flip: float = 0.0  # probability
+    vertical_flip: float = 0.0  # probability
+    rotation: float = 0.0  # degrees, uniform in both directions
+    zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
+    stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
+    shift: float = 0.0  # share of the side, uniform in both directions
+    brightness: float = 0.0  # share of the full range, uniform in both directions
+    contrast: float = 1.0  # largest factor about the picture's own mean, log-uniform from its inverse
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What an epoch will do, drawn before it starts; one entry a slot, ``steps * batch_size`` slots.
+
+    Attributes:
+        order: (slots,) int64, the sample in each slot. Every sample once; where the last batch is not full, the epoch's
+            first samples again, so that all batches have one shape.
+        theta: (slots, 2, 3) float32, the affine map from output to input coordinates (``warp``).
+        colour: (slots, 2) float32, factor of contrast and offset of brightness (in pixel values).
+    """
+
+    order: Tensor
+    theta: Tensor
+    colour: Tensor
+
+    def to(self, device: torch.device) -> "EpochPlan":
+        return EpochPlan(self.order.to(device), self.theta.to(device), self.colour.to(device))
+
+
+def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+    """Draw an epoch's order and warps. The same arguments give the same plan, on any machine.
+
+    Args:
+        samples: how many there are in the training set.
+        epoch: counted from 1.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    slots = -(-samples // batch_size) * batch_size
+    order = np.resize(rng.permutation(samples), slots)
+
+    def uniform(limit: float) -> np.ndarray:
+        return rng.uniform(-limit, limit, slots)
+
+    def log_uniform(limit: float) -> np.ndarray:
+        return np.exp(uniform(np.log(limit)))
+
+    a = augmentation
+    mirrored = np.where(rng.random(slots) < a.horizontal_flip, -1.0, 1.0)
+    inverted = np.where(rng.random(slots) < a.vertical_flip, -1.0, 1.0)
+    zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
+    theta = affine(
+        uniform(a.rotation), mirrored * zoom * stretch, inverted * zoom / stretch, uniform(a.shift), uniform(a.shift)
+    )
+    colour = np.stack((log_uniform(a.contrast), uniform(a.brightness * 255)), axis=1)
+    return EpochPlan(torch.from_numpy(order), torch.from_numpy(theta).float(), torch.from_numpy(colour).float())
+
+
+def affine(
+    degrees: np.ndarray, scale_x: np.ndarray, scale_y: np.ndarray, shift_x: np.ndarray, shift_y: np.ndarray
+) -> np.ndarray:
+    """The maps from output to input of: scale, then rotate counter-clockwise, then shift, about the picture's centre.
+
+    Args:
+        degrees: (n,) as of ``cv2.getRotationMatrix2D`` and ``imutils.rotate``.
+        scale_x, scale_y: (n,); negative mirrors.
+        shift_x, shift_y: (n,) in shares of the side; positive moves the content right and down.
+
+    Returns:
+        (n, 2, 3), in the coordinates of ``torch.nn.functional.affine_grid``: -1 to 1 from edge to edge.
+    """
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    # Content moves by out = R S in + t, so a pixel is fetched from in = S^-1 R^-1 (out - t).
+    linear = np.stack((np.stack((cos, -sin), -1) / scale_x[:, None], np.stack((sin, cos), -1) / scale_y[:, None]), 1)
+    offset = -np.einsum("nij,nj->ni", linear, 2 * np.stack((shift_x, shift_y), -1))
+    return np.concatenate((linear, offset[:, :, None]), axis=2)
+
+
+def warp(images: Tensor, trimaps: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Fetch every pixel of a batch from where its affine map says: images bilinear, trimaps nearest.
+
+    What comes from outside the picture is black, and background in the trimap.
+
+    Args:
+        images: (N, C, H, W) float.
+        trimaps: (N, 1, H, W) uint8.
+        theta: (N, 2, 3) float32, from output to input coordinates.
+
+    Returns:
+        Images and trimaps of the same shapes and dtypes.
+    """
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (N, H, W, 2)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    warped = F.grid_sample(trimaps.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return images, warped.masked_fill_(warped == 0, BACKGROUND).to(torch.uint8)
+
+
+def recolour(images: Tensor, colour: Tensor) -> Tensor:
+    """Change contrast about each picture's own mean, then brightness; values stay within 0 to 255.
+
+    Args:
+        images: (N, 3, H, W) float, 0 to 255.
+        colour: (N, 2), factor and offset.
+    """
+    factor, offset = colour[:, 0].view(-1, 1, 1, 1), colour[:, 1].view(-1, 1, 1, 1)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return ((images - mean) * factor + mean + offset).clamp_(0, 255)
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std, channel by channel: (N, 3, H, W) float of 0 to 255, to the same shape, channels_last.
+
+    Args:
+        mean, std: three values each, in pixel values (0 to 255).
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("scale", 1 / torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,101 @@
+"""ResNet34_UNet: the encoder of He et al., "Deep Residual Learning for Image Recognition" (2016), a U-Net's decoder."""
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import DoubleConv, init_convolutions, pad_to_multiple
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (figure 5, left); a new stage's shortcut is a 1x1 (option B)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(out_channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual = self.relu(self.norm1(self.conv1(features)))
+        residual = self.norm2(self.conv2(residual))
+        return self.relu(residual + self.shortcut(features))
+
+
+class ResNet34Encoder(nn.Module):
+    """ResNet-34 without its classifier; the state dict stands in the order of ``torchvision.models.resnet34``."""
+
+    blocks = (3, 4, 6, 3)
+    widths = (64, 64, 128, 256, 512)  # of the stem and the four stages, at strides 2, 4, 8, 16, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, self.widths[0], 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(self.widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stages = nn.ModuleList()
+        for index, (count, width) in enumerate(zip(self.blocks, self.widths[1:], strict=True)):
+            first = BasicBlock(self.widths[index], width, stride=1 if index == 0 else 2)
+            self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1))))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The features of the stem and of each stage, from fine to coarse."""
+        features = [self.stem(images)]  # (N, 64, H/2, W/2)
+        features.append(self.stages[0](self.pool(features[0])))  # (N, 64, H/4, W/4)
+        for stage in self.stages[1:]:
+            features.append(stage(features[-1]))  # (N, 128, 256, 512, H/8, 16, 32, ...)
+        return features
+
+
+class Up(nn.Module):
+    """Double the size by repeating pixels, put the skip behind, and mix."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.mix = DoubleConv(in_channels + skip_channels, out_channels)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        return self.mix(torch.cat((self.up(features), skip), dim=1))  # (N, C, h, w) -> (N, out_channels, 2h, 2w)
+
+
+class ResNet34UNet(nn.Module):
+    """RGB images to the logits of one class, at the same size."""
+
+    decoder_widths = (256, 128, 64, 64)  # at strides 16, 8, 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ResNet34Encoder()
+        bottleneck, *skips = reversed(self.encoder.widths)
+        self.decoder = nn.ModuleList(
+            Up(in_channels, skip_channels, out_channels)
+            for in_channels, skip_channels, out_channels in zip(
+                (bottleneck, *self.decoder_widths), skips, self.decoder_widths, strict=False
+            )
+        )
+        self.head = nn.Sequential(nn.Conv2d(self.decoder_widths[-1], 4, 3, padding=1), nn.PixelShuffle(2))
+        init_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits for normalised images.
+
+        Args:
+            images: (N, 3, H, W) float, H and W from 32 pixels up, not necessarily multiples of anything.
+
+        Returns:
+            (N, 1, H, W) logits; the sigmoid belongs to the loss and the score.
+        """
+        images, crop = pad_to_multiple(images, 32)
+        *skips, features = self.encoder(images)  # (N, 512, H/32, W/32)
+        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+            features = up(features, skip)
+        return self.head(features)[..., crop[0], crop[1]]  # (N, 64, H/2, W/2) -> (N, 1, H, W)

@@ -1,0 +1,211 @@
+"""What the scripts share on the command line: flags, device and precision, signals, a user's mistake as one line."""
+
+import argparse
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+REPO = Path(__file__).resolve().parent.parent
+DATASET = REPO / "dataset" / "oxford-iiit-pet"
+SAVED_MODELS = REPO / "saved_models"
+OUTPUTS = REPO / "outputs_imgs"
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "bf16", "fp32")
+LETTERS = {"U": "U", "UNet": "U", "R": "R", "ResNet34_UNet": "R"}  # what may follow --model, and the letter it means
+
+
+class UserError(Exception):
+    """Something that the user can mend; its message says what is wrong, where, and what to do."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call a script's main; a user's mistake ends it with one line and exit code 1, not with a traceback."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was begun is tidied up
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`| head`) has left: no more words
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(f"error: the disk is full ({error}); the files that were complete before are still so")
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size ({str(error).splitlines()[0]})")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds each option's default to its help, but for switches and where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Shows each option's default, and accepts no abbreviations (a new flag must not change an old command)."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def add_run_options(self) -> None:
+        """The flags of every script that works with a run."""
+        self.add_argument(
+            "--model", metavar="U|R", type=model_letter, help="the network: U (UNet) or R (ResNet34_UNet)"
+        )
+        self.add_argument(
+            "--name",
+            type=run_name,
+            help="the run's folder under --save_path and its files' prefix (default: the model's letter)",
+        )
+        self.add_argument("--save_path", type=Path, default=SAVED_MODELS, help="folder of all runs")
+        self.add_argument("--limit", type=positive_int, help="keep only so many samples of each split, evenly spaced")
+        self.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU if there is one")
+
+    def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
+        """Parse, and name the run by its model where it has no name."""
+        args = self.parse_args(argv)
+        if not (args.model or args.name):
+            self.error("say which network: --model U or --model R")
+        args.name = args.name or args.model
+        return args
+
+
+def model_letter(text: str) -> str:
+    if text not in LETTERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LETTERS)}")
+    return LETTERS[text]
+
+
+def run_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder: letters, digits, _ . + - are allowed")
+    return text
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def image_side(text: str) -> int:
+    if positive_int(text) < 32:
+        raise argparse.ArgumentTypeError(f"{text} is below 32 pixels, the least that the networks take")
+    return int(text)
+
+
+def which_checkpoint(text: str) -> str:
+    if text not in ("last", "best", "final") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is none of last, best, final, or the number of an epoch")
+    return text if not text.isdecimal() else str(int(text))
+
+
+def choose_device(wanted: str) -> "torch.device":
+    """The device for ``--device``; auto takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(device for device, is_there in there.items() if is_there)
+    if not there[wanted]:
+        build = f"version {torch.__version__}" + (
+            f", for CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"
+        )
+        raise UserError(
+            f"--device {wanted}: PyTorch sees no such device here ({build}); --device auto takes what there is"
+        )
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
+    """What the network computes in: auto takes bfloat16 where the device has instructions for it, else float32."""
+    import torch
+
+    if wanted == "auto":
+        native = {
+            "cuda": lambda: torch.cuda.get_device_capability(device) >= (8, 0),
+            "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+            "mps": lambda: False,
+        }
+        wanted = "bf16" if native[device.type]() else "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def describe(device: "torch.device", precision: "torch.dtype") -> str:
+    """Device and precision in words: ``NVIDIA H200, bfloat16``."""
+    import torch
+
+    where = device.type
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        where = f"cpu, {torch.get_num_threads()} threads" + ("" if torch.version.cuda is None else " (no GPU found)")
+    return f"{where}, {str(precision).removeprefix('torch.')}"
+
+
+class StopSignal:
+    """While active, the first Ctrl-C or SIGTERM only sets ``number``, so that the step is finished; the second kills.
+
+    Attributes:
+        number: of the signal that came, 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+        print(
+            f"\n{signal.Signals(number).name}: finishing the step, then saving (again to stop at once)", file=sys.stderr
+        )

@@ -1,0 +1,133 @@
+"""Pictures that a person can learn from: curves of a run, masks laid over pictures, contact sheets."""
+
+import csv
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from atomic import atomic_write
+
+HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds", "images_per_second")
+GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
+
+
+def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> None:
+    """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
+
+    Args:
+        history: a dict of ``HISTORY_COLUMNS`` an epoch. The arrays have one float64 an epoch.
+    """
+
+    with atomic_write(folder / f"{name}_history.csv") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, HISTORY_COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+        text.detach()  # flushes, and leaves the file open
+    for suffix, column in (("losses", "train_loss"), ("dice_scores", "valid_dice")):
+        with atomic_write(folder / f"{name}_{suffix}.npy") as file:
+            np.save(file, np.array([row[column] for row in history], dtype=np.float64))
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """What ``write_history`` wrote; empty if it is not there."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
+
+
+def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Loss of train and valid above, Dice of valid below; one column a run, with common scales so that they compare.
+
+    Args:
+        runs: the history of each run, by its title.
+        path: of the PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.5 * len(runs), 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", sharey="row")
+    for column, (title, history) in enumerate(runs.items()):
+        epochs = [row["epoch"] for row in history]
+        marker = "o" if len(epochs) < 3 else None
+        losses, dice = axes[0, column], axes[1, column]
+        losses.plot(epochs, [row["train_loss"] for row in history], label="train", marker=marker)
+        losses.plot(epochs, [row["valid_loss"] for row in history], label="valid", marker=marker)
+        dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="valid", marker=marker)
+        best = max(history, key=lambda row: row["valid_dice"])
+        dice.annotate(
+            f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}",
+            (0.98, 0.04),
+            xycoords="axes fraction",
+            ha="right",
+        )
+        dice.plot(best["epoch"], best["valid_dice"], "C1o")
+        losses.set_title(title)
+        losses.legend()
+        dice.legend(loc="center right")
+        dice.set_xlabel("epoch")
+        dice.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (losses, dice):
+            axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("Dice")
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with the mask laid over it: the pet tinted green with an outline, the background darker.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    tinted = cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0)
+    laid = np.where(mask[:, :, None], tinted, (image * 0.6).astype(np.uint8))
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(min(mask.shape) / 150))
+    return cv2.drawContours(np.ascontiguousarray(laid), outlines, -1, WHITE, thickness)
+
+
+def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176) -> np.ndarray:
+    """A sheet of captioned tiles, row by row.
+
+    Args:
+        tiles: the caption and the pictures, (H, W, 3) uint8 RGB of any size, that stand beside each other in a tile.
+        columns: tiles in a row.
+        side: pixels of the square into which each picture is fitted.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    from imutils import build_montages
+
+    drawn = []
+    for caption, pictures in tiles:
+        fitted = np.hstack([_fit(picture, side) for picture in pictures])
+        strip = np.full((20, fitted.shape[1], 3), WHITE, np.uint8)
+        cv2.putText(strip, caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, BLACK, 1, cv2.LINE_AA)
+        drawn.append(cv2.copyMakeBorder(np.vstack((strip, fitted)), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=WHITE))
+    height, width = drawn[0].shape[:2]
+    return build_montages(drawn, (width, height), (columns, -(-len(drawn) // columns)))[0]
+
+
+def _fit(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scaled into a square with its aspect ratio kept, centred on grey."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    square = np.full((side, side, 3), 225, np.uint8)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = picture
+    return square

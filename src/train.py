@@ -1,0 +1,516 @@
+"""Train a network: one step, one epoch, one run.
+
+python src/train.py --model R
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from augment import Normalise, draw_epoch, recolour, warp
+from checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from evaluate import Predictor, evaluate, known_data_path
+from losses import BOUNDARIES, bce_dice_loss, truth_and_weight
+from models import build_network, count_parameters
+from options import (
+    DATASET,
+    PRECISIONS,
+    REPO,
+    SAVED_MODELS,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    choose_device,
+    choose_precision,
+    describe,
+    image_side,
+    positive_float,
+    positive_int,
+    run_script,
+    which_checkpoint,
+    whole_number,
+)
+from oxford_pet import Split, download, find_root, load_split
+from recipes import RECIPES, Recipe
+from report import draw_curves, read_history, write_history
+
+AVERAGE_EVERY = 8  # steps between two updates of the averaged weights: as good as each step, at an eighth of the cost
+BATCHNORM_IMAGES = 512  # how many training images the averaged weights' BatchNorm statistics are taken from
+SECONDS_BETWEEN_LOOKS = 1.0  # how often the host looks at the device's loss, and moves the bar
+
+
+@dataclass
+class Run:
+    """A run: what it was asked for, what it works on, and what changes while it trains."""
+
+    name: str
+    letter: str
+    folder: Path
+    recipe: Recipe
+    settings: dict[str, Any]  # image_size, boundary, seed, limit, precision, data_path: as a checkpoint keeps them
+    device: torch.device
+    precision: torch.dtype
+    train: Split
+    valid: Split
+
+    model: nn.Module
+    average: nn.Module  # the weights that one would use: a moving average, with its own BatchNorm statistics
+    normalise: Normalise
+    optimizer: torch.optim.Optimizer
+
+    epoch: int = 0  # done
+    step: int = 0  # done in the epoch under way
+    averaged_step: int = 0  # of the whole run, at which the average was last brought up to date
+    seconds: float = 0.0  # that the epoch under way has trained
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))  # over the steps of the epoch under way
+    first_bad: Tensor = field(default_factory=lambda: torch.tensor(-1))  # its first step with a loss that is not finite
+    best_dice: float = -1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.recipe.batch_size)
+
+    @property
+    def global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def path(self, which: str) -> Path:
+        return checkpoint_path(self.folder.parent, self.name, which)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def criterion(self, logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        return bce_dice_loss(logits, truth, weight, self.recipe.dice_weight)
+
+
+# ---------------------------------------------------------------------------------------------- one step
+
+
+def train_step(run: Run, images: Tensor, trimaps: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
+    """Warp, normalise, forward, loss, backward, update. Nothing here waits for the device.
+
+    Args:
+        images: (N, 3, S, S) float32, 0 to 255.
+        trimaps: (N, 1, S, S) uint8.
+        theta, colour: the batch's part of ``augment.EpochPlan``.
+
+    Returns:
+        The loss, a scalar on the device.
+    """
+    images, trimaps = warp(images, trimaps, theta)
+    truth, weight = truth_and_weight(trimaps, run.settings["boundary"])
+    with run.autocast():
+        logits = run.model(run.normalise(recolour(images, colour)))
+    loss = run.criterion(logits, truth, weight)
+    loss.backward()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return loss.detach()
+
+
+@torch.no_grad()
+def update_average(run: Run) -> None:
+    """Move the averaged weights towards the trained ones, by a window of a tenth of the steps so far.
+
+    It is ``average_steps`` at most. Starting short, it does not hold a run of a few epochs back.
+    """
+    steps = run.global_step - run.averaged_step
+    window = min(run.recipe.average_steps, run.global_step / 10)
+    torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), min(1.0, steps / window))
+    run.averaged_step = run.global_step
+
+
+# ---------------------------------------------------------------------------------------------- one epoch
+
+
+def train_one_epoch(run: Run, stop: StopSignal) -> None:
+    """Do the steps that are left of the epoch after ``run.epoch``; a stop signal ends it between two of them.
+
+    Raises:
+        UserError: a loss was not finite.
+    """
+    recipe, steps, size = run.recipe, run.steps_per_epoch, run.recipe.batch_size
+    epoch = run.epoch + 1
+    plan = draw_epoch(recipe.augmentation, len(run.train), size, run.settings["seed"], epoch)
+    on_device = plan.to(run.device)
+    run.model.train()
+
+    def look() -> None:
+        """The one place where the host waits for the device within an epoch."""
+        bad = int(run.first_bad)
+        if bad >= 0:
+            names = sorted({run.train.names[index] for index in plan.order[bad * size : (bad + 1) * size]})
+            raise UserError(
+                f"the loss was not finite at epoch {epoch}, step {bad + 1} of {steps}, on: {', '.join(names)}. "
+                f"The checkpoints up to epoch {run.epoch} stay. Try a lower --learning_rate, or --precision fp32."
+            )
+        bar.update(run.step - bar.n)
+
+    bar = tqdm(
+        total=steps, initial=run.step, desc=f"epoch {epoch}/{recipe.epochs}", unit=" steps", leave=False, disable=None
+    )
+    started = looked = time.monotonic()
+    seconds_before = run.seconds
+    with bar:
+        while run.step < steps and not stop.number:
+            for group in run.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(run.global_step / (recipe.epochs * steps))
+            slots = slice(run.step * size, (run.step + 1) * size)
+            images, trimaps = run.train.batch(on_device.order[slots], run.device)
+            loss = train_step(run, images, trimaps, on_device.theta[slots], on_device.colour[slots])
+            run.loss_sum += loss
+            run.first_bad.copy_(torch.where((run.first_bad < 0) & ~loss.isfinite(), run.step, run.first_bad))
+            run.step += 1
+            if run.global_step - run.averaged_step >= AVERAGE_EVERY or run.step == steps:
+                update_average(run)
+            if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+                look()
+                looked = time.monotonic()
+        look()
+    run.seconds = seconds_before + time.monotonic() - started
+
+
+@torch.no_grad()
+def refresh_batchnorm(run: Run) -> None:
+    """Give the averaged weights BatchNorm statistics of their own: those of the trained weights do not fit them.
+
+    Taken from evenly spaced training images as they are, which is also what is predicted later.
+    """
+    size = run.recipe.batch_size
+    count = min(len(run.train), BATCHNORM_IMAGES)
+    index = torch.linspace(0, len(run.train) - 1, count).round().long()
+    batches = [part for part in index.split(size) if len(part) > 1 or count == 1]
+
+    def images() -> Iterator[Tensor]:
+        for part in batches:
+            yield run.normalise(run.train.batch(part, run.device)[0])
+
+    with run.autocast():
+        update_bn(images(), run.average)
+
+
+# ---------------------------------------------------------------------------------------------- one run
+
+
+def fit(run: Run, stop: StopSignal) -> None:
+    """Train to the recipe's last epoch or to a stop signal, and save after each epoch and at the stop."""
+    recipe, steps = run.recipe, run.steps_per_epoch
+    predictor = Predictor(run.average, run.normalise, run.device, run.precision)
+    while run.epoch < recipe.epochs and not stop.number:
+        train_one_epoch(run, stop)
+        refresh_batchnorm(run)
+        if run.step < steps:
+            save_last(run)
+            return
+        scores = evaluate(predictor, run.valid, run.settings["boundary"], recipe.batch_size, run.criterion)
+        row = {
+            "epoch": run.epoch + 1,
+            "train_loss": float(run.loss_sum) / steps,
+            "valid_loss": scores.loss,
+            "valid_dice": float(scores.dice.mean()),
+            "learning_rate": recipe.learning_rate_at((run.global_step - 1) / (recipe.epochs * steps)),
+            "seconds": run.seconds,
+            "images_per_second": len(run.train) / run.seconds,
+        }
+        run.history.append(row)
+        run.epoch, run.step, run.seconds = run.epoch + 1, 0, 0.0
+        run.loss_sum.zero_()
+        is_best = row["valid_dice"] > run.best_dice  # never for NaN
+        if is_best:
+            run.best_dice = row["valid_dice"]
+            save_weights(run, "best")
+        if run.epoch % 50 == 0:
+            save_weights(run, str(run.epoch))
+        if run.epoch == recipe.epochs:
+            save_weights(run, "final")
+        write_history(run.folder, run.name, run.history)
+        save_last(run)  # last, so that what it says is done has been written, whenever the power fails
+        recent = [past["seconds"] for past in run.history[-5:]]
+        print(
+            f"Epoch {run.epoch}/{recipe.epochs}, Training Loss: {row['train_loss']:.4f}, "
+            f"Valid Loss: {row['valid_loss']:.4f}, Valid Dice: {row['valid_dice']:.4f}{' (best)' if is_best else ''}, "
+            f"LR: {row['learning_rate']:.6f}, {row['images_per_second']:.1f} images/s, "
+            f"{clock(sum(recent) / len(recent) * (recipe.epochs - run.epoch))} left",
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def weights(run: Run) -> dict[str, Any]:
+    """What every checkpoint holds; see checkpoint.py."""
+    return {
+        "network": run.recipe.networks[run.letter],
+        "model": run.average.state_dict(),
+        "recipe": run.recipe.to_dict(),
+        "run": run.settings,
+        "epoch": run.epoch,
+        "scores": run.history[-1] if run.history else {},
+        "history": run.history,
+    }
+
+
+def save_weights(run: Run, which: str) -> None:
+    save_checkpoint(run.path(which), weights(run))
+
+
+def save_last(run: Run) -> None:
+    """Write ``<name>_last.pth``: everything that resuming exactly needs."""
+    training = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "step": run.step,
+        "averaged_step": run.averaged_step,
+        "seconds": run.seconds,
+        "loss_sum": run.loss_sum,
+        "best_dice": run.best_dice,
+    }
+    save_checkpoint(run.path("last"), {**weights(run), "training": training})
+
+
+def continue_from(run: Run, state: dict[str, Any]) -> None:
+    """Take over a checkpoint: all of ``last``; of the others the weights and the epoch, with a fresh optimizer."""
+    run.average.load_state_dict(state["model"])
+    run.epoch, run.history = state["epoch"], state["history"]
+    training = state.get("training")
+    if training is not None:
+        run.model.load_state_dict(training["model"])
+        run.optimizer.load_state_dict(training["optimizer"])
+        run.step, run.averaged_step = training["step"], training["averaged_step"]
+        run.seconds, run.best_dice = training["seconds"], training["best_dice"]
+        run.loss_sum.copy_(training["loss_sum"])
+        return
+    run.model.load_state_dict(state["model"])
+    run.averaged_step = run.global_step
+    if run.path("best").is_file():  # which may be of a later epoch: it gives way only to a better one
+        best = load_checkpoint(run.path("best"))
+        same_scale = all(
+            best["run"][key] == run.settings[key] for key in ("image_size", "boundary", "limit", "data_path")
+        )
+        run.best_dice = best["scores"]["valid_dice"] if same_scale else -1.0
+
+
+# ---------------------------------------------------------------------------------------------- the script
+
+SETTINGS = {"image_size": 256, "boundary": "pet", "seed": 0, "limit": None, "precision": "auto"}
+RECIPE_FLAGS = ("epochs", "batch_size", "learning_rate")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; None where one is not typed, because then a loaded checkpoint's value goes before the default."""
+    recipe = RECIPES["default"]
+    parser = ArgumentParser("Train a network to separate pets from the background.")
+    parser.add_run_options()
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, help="how to train (default: default)")
+    add(
+        "--data_path",
+        type=Path,
+        help="the data set's folder, the one above it, or the one that holds dataset/ "
+        f"(default: {DATASET.relative_to(REPO)}, downloaded if it is not there)",
+    )
+    add(
+        "--image_size",
+        type=image_side,
+        help=f"height and width of what the network sees, in pixels (default: {SETTINGS['image_size']})",
+    )
+    add("--epochs", type=positive_int, help=f"passes over the training images (default: the recipe's, {recipe.epochs})")
+    add("--batch_size", type=positive_int, help=f"images a step (default: the recipe's, {recipe.batch_size})")
+    add("--learning_rate", type=positive_float, help=f"at its peak (default: the recipe's, {recipe.learning_rate})")
+    add("--seed", type=whole_number, help=f"of weights, order and augmentation (default: {SETTINGS['seed']})")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="what the network computes in; auto takes bfloat16 where the device has it (default: auto)",
+    )
+    add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
+    add(
+        "--load_model_epoch",
+        type=which_checkpoint,
+        metavar="0|N|last|best|final",
+        help="last resumes exactly; N, best and final continue from those weights with a fresh optimizer and the "
+        "schedule at that epoch; 0 starts from scratch, over an older run too (default: from scratch if none is there)",
+    )
+    add("--overwrite", action="store_true", help="start from scratch and remove the run that is there")
+    args = parser.parse_run_args(argv)
+    if not args.model:
+        parser.error("say which network: --model U or --model R")
+    if args.overwrite and args.load_model_epoch not in (None, "0"):
+        parser.error("--overwrite starts from scratch, --load_model_epoch does not: give one of them")
+    return args
+
+
+def settle(args: argparse.Namespace, state: dict[str, Any] | None) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe and the settings: a typed flag goes before the loaded checkpoint, that before the defaults.
+
+    Raises:
+        UserError: the checkpoint is to be resumed exactly and a flag asks for something else.
+    """
+    typed = {key: value for key, value in vars(args).items() if value is not None}
+    if state is None:
+        recipe, settings = RECIPES[typed.get("recipe", "default")], dict(SETTINGS)
+    else:
+        recipe, settings = Recipe.from_dict(state["recipe"]), dict(state["run"])
+        if typed.get("recipe", recipe.name) != recipe.name:
+            recipe = RECIPES[typed["recipe"]]
+    new_recipe = dataclasses.replace(recipe, **{key: typed[key] for key in RECIPE_FLAGS if key in typed})
+    new_settings = settings | {key: typed[key] for key in SETTINGS if key in typed}
+    if args.load_model_epoch == "last":
+        old, new = {**state["recipe"], **settings}, {**new_recipe.to_dict(), **new_settings}
+        changed = [
+            f"--{key if key != 'name' else 'recipe'} {new[key]} (was {old[key]})" for key in new if new[key] != old[key]
+        ]
+        if changed:
+            raise UserError(
+                f"--load_model_epoch last resumes exactly, which {', '.join(changed)} would not be; leave that out, "
+                "or continue from the weights alone with --load_model_epoch best, final or N"
+            )
+    return new_recipe, new_settings
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Settle what to do, say it, and load what it takes. Nothing of an older run is touched.
+
+    Raises:
+        UserError: something is missing, or stands in the way.
+    """
+    folder = args.save_path / args.name
+    start = args.load_model_epoch
+    if start is None and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
+        raise UserError(
+            f"{folder} holds a run already. Resume it: --load_model_epoch last. Replace it: --overwrite. "
+            "Keep it, and train another: --name NAME"
+        )
+    state = load_checkpoint(checkpoint_path(args.save_path, args.name, start)) if start not in (None, "0") else None
+    recipe, settings = settle(args, state)
+    network = recipe.networks[args.model]
+    if state and state["network"] != network:
+        raise UserError(f"the run {args.name} is a {state['network']}, not a {network}: --model does not fit it")
+    if state and recipe.epochs <= state["epoch"]:
+        raise UserError(
+            f"the run {args.name} has done {state['epoch']} of {recipe.epochs} epochs: nothing is left to do. "
+            "To go on: --load_model_epoch final --epochs MORE"
+        )
+    if recipe.batch_size * (settings["image_size"] // 32) ** 2 < 2:
+        raise UserError("--batch_size 1 at --image_size below 64 leaves BatchNorm a single value; take 2 or more")
+    device = choose_device(args.device)
+    precision = choose_precision(settings["precision"], device)
+
+    data_path = args.data_path or (known_data_path(settings) if state else DATASET)
+    if args.data_path is None and data_path == DATASET and not (DATASET / "annotations").is_dir():
+        download(DATASET)
+    root = find_root(data_path)
+    resolved = root.resolve()
+    settings["data_path"] = str(resolved.relative_to(REPO) if resolved.is_relative_to(REPO) else resolved)
+
+    torch.manual_seed(settings["seed"])
+    model = build_network(network)
+    average = build_network(network)
+    average.load_state_dict(model.state_dict())
+    average.requires_grad_(False)
+    side = settings["image_size"]
+    print(
+        f"{network}, {count_parameters(model):,} parameters; recipe {recipe.name}: {recipe.epochs} epochs, "
+        f"batch {recipe.batch_size}, learning rate {recipe.learning_rate}, seed {settings['seed']}\n"
+        f"on {describe(device, precision)}; {side}x{side} pixels, boundary counts as {settings['boundary']}\n"
+        f"data {root}",
+        flush=True,
+    )
+    train, valid = (load_split(root, mode, side, settings["limit"]).to(device) for mode in ("train", "valid"))
+    where = "on the device" if train.pixels.device.type == device.type else "in a memory map, as they do not fit"
+    print(
+        f"    train {len(train)}, valid {len(valid)} images, {where}\n"
+        f"writes to {folder}" + (f", continues after epoch {state['epoch']} ({start})" if state else ""),
+        flush=True,
+    )
+
+    model = model.to(device, memory_format=torch.channels_last)
+    average = average.to(device, memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    undecayed = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm and biases
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        fused=True,
+    )
+    run = Run(
+        args.name,
+        args.model,
+        folder,
+        recipe,
+        settings,
+        device,
+        precision,
+        train,
+        valid,
+        model,
+        average,
+        Normalise(recipe.mean, recipe.std).to(device),
+        optimizer,
+    )
+    run.loss_sum, run.first_bad = run.loss_sum.to(device), run.first_bad.to(device)
+    if state:
+        continue_from(run, state)
+    return run
+
+
+def clear_folder(run: Run) -> None:
+    """Remove what an older run of that name left."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for path in run.folder.glob(f"{run.name}_*"):
+        if path.suffix in (".pth", ".npy", ".csv", ".png", ".json"):
+            path.unlink()
+
+
+def draw_run(run: Run) -> None:
+    """Draw the run's curves, and both networks' side by side where the other one's run stands beside this one."""
+    draw_curves({run.name: run.history}, run.folder / f"{run.name}_curves.png")
+    prefix = run.name.removesuffix(run.letter)
+    if prefix != run.name:
+        names = [prefix + letter for letter in ("U", "R")]
+        histories = {name: read_history(run.folder.parent / name / f"{name}_history.csv") for name in names}
+        if all(histories.values()):
+            path = run.folder.parent / f"{prefix}UR_curves.png"
+            draw_curves(histories, path)
+            print(f"wrote {path}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    run = prepare(args)
+    where = "" if args.save_path == SAVED_MODELS else f" --save_path {args.save_path}"
+    again = f"--model {run.letter}" + (f" --name {run.name}" if run.name != run.letter else "") + where
+    with StopSignal() as stop:
+        if args.load_model_epoch in (None, "0"):
+            clear_folder(run)
+            save_weights(run, "0")
+        fit(run, stop)
+    if run.history:
+        draw_run(run)
+    print(f"wrote {run.folder} (checkpoints, {run.name}_history.csv, {run.name}_curves.png)")
+    if stop.number:
+        done = f"epoch {run.epoch}" + (f" and {run.step} of {run.steps_per_epoch} steps" if run.step else "")
+        print(f"stopped after {done}; go on with: python src/train.py {again} --load_model_epoch last")
+        sys.exit(128 + stop.number)
+    print(f"best valid Dice {run.best_dice:.4f}; next: python src/inference.py {again}")
+
+
+if __name__ == "__main__":
+    run_script(main)
