@@ -61,19 +61,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        there = sorted(file.name for file in path.parent.glob("*.pth"))
-        hint = (
-            f"there are {', '.join(there)}"
-            if there
-            else "that folder holds no checkpoint; train first: `python src/train.py --help`"
-        )
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
+        hint = f"there are {there}" if there else "that folder holds none; train first: `python src/train.py --help`"
         raise UserError(f"no checkpoint {path}; {hint}") from None
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than plain data, or is broken, and is not loaded: {str(error).splitlines()[0]}"
+            f"{path} is broken, or holds more than plain data (a pickled model, say), and is not loaded, "
+            "because unpickling such a file can run any code"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is broken or no checkpoint: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is broken or no checkpoint ({str(error).split('. ')[0] or 'it ends early'})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
     return state
