@@ -1,6 +1,6 @@
 """Count what the networks hold and compute: parameters, and multiply-accumulates of one picture.
 
-    python benchmarks/networks.py [--image_size 256]
+python benchmarks/networks.py [--image_size 256]
 """
 
 import argparse
@@ -33,7 +33,9 @@ def main() -> None:
     for network in NETWORKS:
         model = build_network(network)
         rows[network] = {"parameters": count_parameters(model), "gmacs": round(count_gmacs(model, side), 3)}
-        print(f"{network:16} {rows[network]['parameters']:>12,} parameters {rows[network]['gmacs']:8.2f} GMACs at {side}x{side}")
+        print(
+            f"{network:16} {rows[network]['parameters']:>12,} parameters {rows[network]['gmacs']:8.2f} GMACs at {side}x{side}"
+        )
     path = REPO / "benchmarks" / "results" / f"networks-{side}.json"
     path.write_text(json.dumps({"image_size": side, "torch": torch.__version__, "networks": rows}, indent=1) + "\n")
     print(f"wrote {path}")

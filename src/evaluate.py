@@ -130,7 +130,7 @@ def evaluate(
         truth, weight = truth_and_weight(trimaps, boundary)
         dice, iou = dice_and_iou(logits > 0, truth, weight)
         loss = criterion(logits, truth, weight) if criterion else logits.new_tensor(float("nan"))
-        empty = ~(truth & weight).flatten(1).any(1)
+        empty = ~truth.flatten(1).any(1)
         results.append(torch.stack((dice, iou, empty.to(dice.dtype), loss.to(dice.dtype).expand_as(dice))))
         if visit:
             visit(start, logits)

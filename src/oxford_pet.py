@@ -109,7 +109,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether a JPEG or PNG has its end mark. OpenCV fills what a truncated file lacks with grey, and says nothing."""
+    """Whether a JPEG or PNG has its end mark. OpenCV 4 fills what a truncated file lacks with grey, silently."""
     if data.startswith(b"\xff\xd8"):
         return data.rstrip(b"\0").endswith(b"\xff\xd9")
     return data.startswith(b"\x89PNG") and b"IEND" in data[-16:]
@@ -144,7 +144,10 @@ def decode_trimap(path: Path) -> np.ndarray:
         UserError: missing, truncated, not a picture, or with other values.
     """
     data = read_bytes(path)
-    trimap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if is_whole(data) else None
+    trimap = None
+    if is_whole(data):
+        with suppress(cv2.error):
+            trimap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if trimap is None or trimap.ndim != 2 or trimap.dtype != np.uint8:
         trimap = _decode_with_pillow(path, data, None)
     values = np.unique(trimap)
@@ -168,7 +171,7 @@ def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray
             return np.array(image if mode is None else image.convert(mode))
     except UnidentifiedImageError:
         raise UserError(f"{path} is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is broken: {error}") from error
 
 
@@ -291,7 +294,7 @@ def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | N
     shape = (len(names), image_size, image_size, 4)
     prefix = f"{mode}-{len(names)}x{image_size}-"
     cached = root / ".cache" / f"{prefix}{_cache_key(root, names)}.npy"
-    with suppress(OSError, ValueError):  # not there, or not whole: decode
+    with suppress(OSError, ValueError, EOFError):  # not there, or not whole: decode
         pixels = np.load(cached, mmap_mode="c")
         if pixels.shape == shape:
             return Split(root, mode, names, torch.from_numpy(pixels))
@@ -374,6 +377,8 @@ def download(target: Path = DATASET) -> None:
         UserError: no network, a wrong checksum, or listed files that the archives do not hold.
     """
     if target.is_dir() and any(target.iterdir()):
+        if not (target / "annotations" / "trainval.txt").is_file():
+            raise UserError(f"{target} is no data set and not empty: name another folder with --data_path")
         missing = missing_files(target)
         if not missing:
             print(f"{target} is there and complete")

@@ -50,9 +50,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's writer reports a full disk as a RuntimeError; here it has to stay recognisable."""
-    monkeypatch.setattr(atomic, "open", lambda path, mode: open("/dev/full", mode), raising=False)
-    with pytest.raises(OSError) as caught:
-        save_checkpoint(tmp_path / "x.pth", {"model": {"weight": torch.zeros(1_000_000)}})
+    with open("/dev/full", "wb") as full:
+        monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
+        with pytest.raises(OSError) as caught:
+            save_checkpoint(tmp_path / "x.pth", {"model": {"weight": torch.zeros(1_000_000)}})
     assert caught.value.errno == errno.ENOSPC
 
 

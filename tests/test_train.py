@@ -384,7 +384,8 @@ def test_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_start_up_imports_nothing_slow() -> None:
     """``import torchvision`` costs over 3 s and matplotlib over 1 s: not on the way to a training step."""
-    code = "import sys, train; print([m for m in ('torchvision', 'matplotlib', 'imutils', 'PIL.Image') if m in sys.modules])"
+    slow = ("torchvision", "matplotlib", "imutils", "PIL.Image")
+    code = f"import sys, train; print([module for module in {slow} if module in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO / "src", env={**os.environ}
     )
