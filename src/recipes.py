@@ -21,12 +21,12 @@ class Recipe:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     augmentation: Augmentation = field(default_factory=Augmentation)
     dice_weight: float = 1.0  # of the Dice term of the loss, beside the cross-entropy's 1
-    learning_rate: float = 1e-3  # at the peak
+    learning_rate: float = 2e-3  # at the peak
     weight_decay: float = 0.02
     warmup: float = 0.05  # share of all steps, linear from 0; then a half cosine to 0
     average_steps: int = 400  # the weights' moving average reaches back so many steps, and a tenth of the run so far
     epochs: int = 200
-    batch_size: int = 32
+    batch_size: int = 16
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""

@@ -349,11 +349,12 @@ class Scene:
             cv2.line(gaps, (round(self.width / 2 + x), 0), (round(self.width / 2 + x * fan), bottom - top), 1, 2)
         self.darken(top, gaps > 0, 0.72)
 
-    def paint(self, points: np.ndarray, paint: Paint, unit: float = 300, line=0.0, pet: int | None = 0) -> None:
+    def paint(self, points: np.ndarray, paint: Paint, unit=0.0, line=0.0, pet: int | None = 0) -> None:
         """Paint one outline of (K, 2) pixels, y down.
 
-        unit: pixels to a unit of the drawing; pet: what the fourth channel becomes, None leaves it.
+        unit: pixels to a unit of the drawing, by default the picture's side; pet: the fourth channel, None leaves it.
         """
+        unit = unit or self.side
         margin = 4 + line + 0.06 * unit * paint.fur
         left, top = np.maximum(points.min(axis=0) - margin, 0).astype(int)
         right, bottom = np.minimum(points.max(axis=0) + margin, (self.width, self.height)).astype(int)
@@ -382,7 +383,7 @@ class Scene:
             gain *= 0.6 + light * np.float32(0.46 / 255)
         colour = paint.colour if paint.colour.ndim == 1 else paint.colour[top:bottom, left:right]
         covered = cover > 100
-        rgb = np.minimum(colour * gain[..., None], 255)
+        rgb = np.clip(colour * gain[..., None], 0, 255)
         np.copyto(view[..., :3], rgb, casting="unsafe", where=covered[..., None])
         if pet is not None:
             np.copyto(view[..., 3], np.uint8(pet), where=covered)
@@ -745,7 +746,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an unfinished folder is removed
     started = time.perf_counter()
     try:
         if already_drawn(args.folder, describe(args.count, args.seed, args.size), args.overwrite):
@@ -767,4 +767,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an unfinished folder is removed
     sys.exit(main())

@@ -70,7 +70,7 @@ class Up(nn.Module):
 class ResNet34UNet(nn.Module):
     """RGB images to the logits of one class, at the same size."""
 
-    decoder_widths = (256, 128, 64, 64)  # at strides 16, 8, 4, 2
+    decoder_widths = (256, 128, 64, 32)  # at strides 16, 8, 4, 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,4 +98,4 @@ class ResNet34UNet(nn.Module):
         *skips, features = self.encoder(images)  # (N, 512, H/32, W/32)
         for up, skip in zip(self.decoder, reversed(skips), strict=True):
             features = up(features, skip)
-        return self.head(features)[..., crop[0], crop[1]]  # (N, 64, H/2, W/2) -> (N, 1, H, W)
+        return self.head(features)[..., crop[0], crop[1]]  # (N, 32, H/2, W/2) -> (N, 1, H, W)
