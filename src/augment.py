@@ -4,7 +4,7 @@ An epoch's randomness is drawn at its start, from (seed, epoch) alone: the order
 every sample's warp. So a run that is resumed at any step sees the data that the uninterrupted run would have seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,11 +21,24 @@ class Augmentation:
     horizontal_flip: float = 0.0  # probability
     vertical_flip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, uniform in both directions
+    whole_degrees: bool = False  # rotate by whole degrees only: of 15, from -15 to 14, all equally likely
     zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
     stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
     shift: float = 0.0  # share of the side, uniform in both directions
     brightness: float = 0.0  # share of the full range, uniform in both directions
     contrast: float = 1.0  # largest factor about the picture's own mean, log-uniform from its inverse
+
+    def scaled(self, strength: float) -> "Augmentation":
+        """The same with smaller or larger reach: 0 leaves only the flips, 1 all as it is."""
+        return replace(
+            self,
+            rotation=self.rotation * strength,
+            zoom=self.zoom**strength,
+            stretch=self.stretch**strength,
+            shift=self.shift * strength,
+            brightness=self.brightness * strength,
+            contrast=self.contrast**strength,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,14 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
     a = augmentation
     mirrored = np.where(rng.random(slots) < a.horizontal_flip, -1.0, 1.0)
     inverted = np.where(rng.random(slots) < a.vertical_flip, -1.0, 1.0)
+    degrees = uniform(a.rotation)
     zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
     theta = affine(
-        uniform(a.rotation), mirrored * zoom * stretch, inverted * zoom / stretch, uniform(a.shift), uniform(a.shift)
+        np.floor(degrees) if a.whole_degrees else degrees,
+        mirrored * zoom * stretch,
+        inverted * zoom / stretch,
+        uniform(a.shift),
+        uniform(a.shift),
     )
     colour = np.stack((log_uniform(a.contrast), uniform(a.brightness * 255)), axis=1)
     return EpochPlan(torch.from_numpy(order), torch.from_numpy(theta).float(), torch.from_numpy(colour).float())

@@ -291,12 +291,12 @@ class Paint(NamedTuple):
 @cache
 def hair() -> np.ndarray:
     """(8, 512, 512) float32 of mean 0 and deviation 1: brushed noise, layer k along k * 22.5 degrees to the left."""
-    noise = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
+    noise = cv2.GaussianBlur(np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32), (0, 0), 0.9)
     layers = []
     for angle in np.arange(8) * np.pi / 8:
-        kernel = np.zeros((17, 17), np.float32)
-        dx, dy = round(7 * math.cos(angle)), round(7 * math.sin(angle))
-        cv2.line(kernel, (8 - dx, 8 + dy), (8 + dx, 8 - dy), 1.0)
+        kernel = np.zeros((21, 21), np.float32)
+        dx, dy = round(9 * math.cos(angle)), round(9 * math.sin(angle))
+        cv2.line(kernel, (10 - dx, 10 + dy), (10 + dx, 10 - dy), 1.0)
         layers.append(cv2.filter2D(noise, -1, kernel))
     return np.stack([layer / layer.std() for layer in layers])
 
@@ -331,7 +331,7 @@ class Scene:
         colour = np.asarray(pool[self.rng.integers(len(pool))]) * self.rng.uniform(0.85, 1.15)
         return np.clip(colour + self.rng.normal(0, 7, 3), 12, 250).astype(np.float32)
 
-    def fill(self, top: int, bottom: int, colour: np.ndarray, grain=0.04, angle=0.0, lumps=0.06) -> None:
+    def fill(self, top: int, bottom: int, colour: np.ndarray, grain=0.03, angle=0.0, lumps=0.06) -> None:
         """Rows top to bottom of one material: brushed along `angle`; grain and lumps are contrasts, 0 none."""
         gain = 1 + grain * brushed(self.rng, bottom - top, self.width, angle)
         gain += lumps * clouds(self.rng, bottom - top, self.width)
@@ -370,11 +370,12 @@ class Scene:
             cv2.fillPoly(cover, [corners], 255, cv2.LINE_AA, 4)
         gain = np.full((h, w), paint.gain, np.float32)
         if paint.fur:
-            (var_x, cov), (_, var_y) = np.cov(points.T)
-            strands = brushed(self.rng, h, w, -0.5 * math.atan2(2 * cov, var_x - var_y))  # along the longer axis
+            # Hair lies along the longer axis, or hangs down where the two are about the same; pixels have y down.
+            (var_x, cov), (_, var_y) = np.cov((points * (1, 1.3)).T)
+            strands = brushed(self.rng, h, w, -0.5 * math.atan2(2 * cov, var_x - var_y))
             size = max(3, round(0.045 * unit * paint.fur))
             cover = np.where(cv2.blur(cover, (size, size)) + 22 * strands > 128, np.uint8(255), np.uint8(0))
-            gain *= 1 + (0.07 + 0.03 * paint.fur) * strands
+            gain *= 1 + (0.09 + 0.03 * paint.fur) * strands
         if paint.round:
             # A box average whose window reaches away from the light: full at the lit edge, half empty at the far one.
             size = max(3, round(0.55 * min(*np.ptp(points, axis=0), 0.8 * unit)))
@@ -432,7 +433,7 @@ def room(scene: Scene) -> None:
         scene.fill(horizon, h, scene.tint((168, 118, 76), (130, 92, 64), (196, 166, 126)))
         scene.planks(horizon, h, rng.uniform(2, 4))
     else:
-        scene.fill(horizon, h, scene.tint((150, 140, 150), (110, 120, 140), (170, 90, 80)), 0.1, 1.2)
+        scene.fill(horizon, h, scene.tint((150, 140, 150), (110, 120, 140), (170, 90, 80)), 0.07, 1.2)
     scene.canvas[horizon - h // 40 : horizon, :, :3] = 226, 222, 214  # skirting board
     if rng.random() < 0.6:
         x, y, r = rng.uniform(0.2, 0.8) * w, rng.uniform(horizon + 0.3 * (h - horizon), h), rng.uniform(0.3, 0.6) * w
@@ -457,14 +458,14 @@ def lawn(scene: Scene) -> None:
     rng, h, w, horizon = scene.rng, scene.height, scene.width, scene.horizon
     behind = rng.integers(3)
     if behind == 0:  # a hedge
-        scene.fill(0, horizon, scene.tint((72, 104, 56), (52, 84, 52), like_pet=0.1), 0.16, 0.8, 0.16)
+        scene.fill(0, horizon, scene.tint((72, 104, 56), (52, 84, 52), like_pet=0.1), 0.12, 0.8, 0.16)
     elif behind == 1:  # a fence
         scene.fill(0, horizon, scene.tint((158, 128, 96), (202, 198, 188)), 0.05, np.pi / 2)
         scene.planks(0, horizon, 1.0)
     else:
         scene.fill(0, horizon, (172, 204, 230), 0.0)
     grass = scene.tint((112, 146, 64), (88, 126, 58), (150, 160, 84), like_pet=0.2)
-    scene.fill(horizon, h, grass, 0.2, rng.uniform(1.2, 2), 0.1)
+    scene.fill(horizon, h, grass, 0.15, rng.uniform(1.2, 2), 0.1)
     for _ in range(rng.integers(0, 14)):  # flowers
         x, y, r = rng.uniform(0, w), rng.uniform(horizon, h), rng.uniform(0.008, 0.02) * scene.side
         petals = Paint(scene.tint((240, 236, 220), (236, 204, 70), (206, 120, 170)), round=False)
@@ -505,7 +506,7 @@ def night(scene: Scene) -> None:
         centre = (int(rng.integers(w)), int(rng.integers(horizon)))
         cv2.circle(lamps, centre, int(rng.uniform(0.02, 0.07) * scene.side), (*glow, 0), -1, cv2.LINE_AA)
     scene.canvas[:horizon] = cv2.addWeighted(lamps, 0.6, scene.canvas[:horizon], 0.4, 0)
-    scene.fill(horizon, h, scene.tint((62, 62, 72), (52, 62, 52), (84, 70, 58), like_pet=0.3), 0.09, 0.2, 0.12)
+    scene.fill(horizon, h, scene.tint((62, 62, 72), (52, 62, 52), (84, 70, 58), like_pet=0.3), 0.06, 0.2, 0.12)
 
 
 PLACES = (room, kitchen, lawn, sofa, beach, night)
@@ -616,7 +617,7 @@ def draw_pet(
         scene.toy(horizon, max(horizon, min(foot, h)), rng.uniform(0.12, 0.4))
     silhouette = silhouette_of(moved(pet, scale=(1 / 8, 1 / 8)), h // 8 + 1, w // 8 + 1)
     cast_shadow(scene, silhouette, foot, on_wall=close_up)
-    blur = int(rng.integers(3, 10))  # the pet is in focus, what is behind it less so
+    blur = int(rng.integers(4, 12))  # the pet is in focus, what is behind it less so
     scene.canvas = cv2.blur(scene.canvas, (blur, blur))
     x = (np.arange(0, w, 2, dtype=np.float32) - left) / box_h  # at half the size: fur is soft
     y = (np.arange(0, h, 2, dtype=np.float32)[:, None] - foot) / box_h + 1

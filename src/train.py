@@ -143,7 +143,7 @@ def train_one_epoch(run: Run, stop: StopSignal) -> None:
     """
     recipe, steps, size = run.recipe, run.steps_per_epoch, run.recipe.batch_size
     epoch = run.epoch + 1
-    plan = draw_epoch(recipe.augmentation, len(run.train), size, run.settings["seed"], epoch)
+    plan = draw_epoch(recipe.augmentation_at(epoch), len(run.train), size, run.settings["seed"], epoch)
     on_device = plan.to(run.device)
     run.model.train()
 

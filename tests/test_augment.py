@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from augment import BACKGROUND, BOUNDARY, PET, Augmentation, Normalise, affine, draw_epoch, recolour, warp
+from recipes import RECIPES
 
 STRONG = Augmentation(
     horizontal_flip=0.5,
@@ -247,3 +248,19 @@ def test_normalise() -> None:
     np.testing.assert_allclose(normalised.numpy(), expected, atol=1e-5)
     assert normalised.dtype == torch.float32
     assert normalised.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_scaled_reaches_from_the_flips_alone_to_all_of_it() -> None:
+    full = RECIPES["default"].augmentation
+    assert full.scaled(1) == full
+    assert full.scaled(0) == Augmentation(horizontal_flip=full.horizontal_flip, vertical_flip=full.vertical_flip)
+    half = full.scaled(0.5)
+    assert half.rotation == full.rotation / 2
+    assert half.zoom**2 == pytest.approx(full.zoom)
+
+
+def test_the_recipe_reaches_further_from_epoch_to_epoch() -> None:
+    recipe = RECIPES["default"]
+    rotations = [recipe.augmentation_at(epoch).rotation for epoch in (1, 2, recipe.ramp_epochs, 500)]
+    full = recipe.augmentation.rotation
+    assert rotations == pytest.approx([full / recipe.ramp_epochs, 2 * full / recipe.ramp_epochs, full, full])
