@@ -1,6 +1,6 @@
 """Draw the picture that README opens with: evenly spaced test pets of `make demo`, not chosen ones.
 
-    python benchmarks/readme_picture.py
+python benchmarks/readme_picture.py
 """
 
 import json
