@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py --data_path dataset/oxford-iiit-pet --image_size 256 --epochs 200
 
-Each network is trained by `src/train.py` and scored by `src/inference.py`, with masks, overlays and contact sheet. A run
-that is finished is scored again, an interrupted one is resumed. Writes results/accuracy-<device>-<size>.json.
+Each network is trained by `src/train.py` and scored by `src/inference.py`, with masks and contact sheet. A finished run
+is only scored again, an interrupted one is resumed. Writes results/accuracy-<device>-<size>.json.
 """
 
 import json
