@@ -21,6 +21,7 @@ class Augmentation:
     horizontal_flip: float = 0.0  # probability
     vertical_flip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, uniform in both directions
+    whole_degrees: bool = False  # rotate by whole degrees only: of 15, from -15 to 14, all equally likely
     zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
     stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
     shift: float = 0.0  # share of the side, uniform in both directions
@@ -68,8 +69,13 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
     mirrored = np.where(rng.random(slots) < a.horizontal_flip, -1.0, 1.0)
     inverted = np.where(rng.random(slots) < a.vertical_flip, -1.0, 1.0)
     zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
+    degrees = uniform(a.rotation)
     theta = affine(
-        uniform(a.rotation), mirrored * zoom * stretch, inverted * zoom / stretch, uniform(a.shift), uniform(a.shift)
+        np.floor(degrees) if a.whole_degrees else degrees,
+        mirrored * zoom * stretch,
+        inverted * zoom / stretch,
+        uniform(a.shift),
+        uniform(a.shift),
     )
     colour = np.stack((log_uniform(a.contrast), uniform(a.brightness * 255)), axis=1)
     return EpochPlan(torch.from_numpy(order), torch.from_numpy(theta).float(), torch.from_numpy(colour).float())
