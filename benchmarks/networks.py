@@ -33,9 +33,8 @@ def main() -> None:
     for network in NETWORKS:
         model = build_network(network)
         rows[network] = {"parameters": count_parameters(model), "gmacs": round(count_gmacs(model, side), 3)}
-        print(
-            f"{network:16} {rows[network]['parameters']:>12,} parameters {rows[network]['gmacs']:8.2f} GMACs at {side}x{side}"
-        )
+        counts = "{parameters:>12,} parameters {gmacs:8.2f} GMACs".format(**rows[network])
+        print(f"{network:18} {counts} at {side}x{side}")
     path = REPO / "benchmarks" / "results" / f"networks-{side}.json"
     path.write_text(json.dumps({"image_size": side, "torch": torch.__version__, "networks": rows}, indent=1) + "\n")
     print(f"wrote {path}")
