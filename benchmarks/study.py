@@ -474,8 +474,8 @@ class Study:
             f"{self.about['torch']}. One budget for all: {b['image_size']}x{b['image_size']} pixels, {b['epochs']} "
             f"epochs, {images['train']} training images; trained on {devices}. Batch size and learning rate are the "
             f"recipe's: {numbers}. The checkpoint is the best of the run on the {images['valid']} valid images; test "
-            f"are {images['test']} images, looked at once a run. Dice is the mean over images, boundary counted as {BOUNDARY}, with no "
-            "averaging over flips. Training seconds are those of the steps.",
+            f"are {images['test']} images, looked at once a run. Dice is the mean over images, boundary counted as "
+            f"{BOUNDARY}, with no averaging over flips. Training seconds are those of the steps.",
             "## The table",
             "\n".join(self.table()),
             "Reported figures are of the reports' own runs, at 256x256 and in full length.",
