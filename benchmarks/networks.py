@@ -34,7 +34,7 @@ def main() -> None:
         model = build_network(network)
         rows[network] = {"parameters": count_parameters(model), "gmacs": round(count_gmacs(model, side), 3)}
         count, gmacs = rows[network].values()
-        print(f"{network:16} {count:>12,} parameters {gmacs:8.2f} GMACs at {side}x{side}")
+        print(f"{network:18} {count:>12,} parameters {gmacs:8.2f} GMACs at {side}x{side}")
     path = REPO / "benchmarks" / "results" / f"networks-{side}.json"
     path.write_text(json.dumps({"image_size": side, "torch": torch.__version__, "networks": rows}, indent=1) + "\n")
     print(f"wrote {path}")

@@ -82,6 +82,7 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
     inverted = np.where(rng.random(slots) < a.vertical_flip, -1.0, 1.0)
     degrees = uniform(a.rotation)
     zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
+    degrees = uniform(a.rotation)
     theta = affine(
         np.floor(degrees) if a.whole_degrees else degrees,
         mirrored * zoom * stretch,

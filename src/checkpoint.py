@@ -6,23 +6,37 @@ A checkpoint is plain data: tensors, numbers, strings, lists and dicts. Its entr
     network     a key of models.NETWORKS
     model       the state dict that one would use: averaged weights with their own BatchNorm statistics
     recipe      Recipe.to_dict()
-    run         the run's other settings: image_size, boundary, seed, limit, precision, data_path
+    run         the run's other settings: those of SETTINGS, and data_path
     epoch       how many are done; 0 is the start
     scores      of this epoch: valid_dice, valid_loss, ...; empty at the start
     history     a list of one dict an epoch, up to this one
     training    in R_last.pth only: everything else that resuming needs
+
+A bare state dict, tensors by name and nothing else, is read too: its tensors tell the network, and so the recipe.
 """
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from atomic import atomic_write
-from options import UserError
+from models import NETWORKS
+from options import DATASET, REPO, UserError
+from recipes import RECIPES
 
 FORMAT = 1
+SETTINGS = {  # of a run, where nothing else is said
+    "image_size": 256,
+    "boundary": "pet",
+    "seed": 0,
+    "limit": None,
+    "train_images": None,
+    "precision": "auto",
+}
 
 
 def checkpoint_path(save_path: Path, name: str, which: str) -> Path:
@@ -42,10 +56,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full, the folder cannot be written; the old file is as it was.
     """
+    _save(path, {"format": FORMAT, **state})
+
+
+def save_state_dict(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights alone, as report lab3 names them; raises as ``save_checkpoint`` does."""
+    _save(path, weights)
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save(content, file)
     except RuntimeError as error:  # PyTorch's zip writer puts its own error over the system's
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
@@ -54,6 +77,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU, as plain data only.
+
+    A bare state dict becomes one of the recipe whose network it fits, with ``SETTINGS`` and an epoch of None.
 
     Raises:
         UserError: not there (says what is), broken, or not one of ours.
@@ -67,10 +92,53 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is broken, or holds more than plain data (a pickled model, say), and is not loaded, "
-            "because unpickling such a file can run any code"
+            "because unpickling such a file can run any code. A model that you trust is converted, where its classes "
+            f"can be imported, by: torch.save(torch.load({path.name!r}, weights_only=False).state_dict(), "
+            f"{path.name!r})"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{path} is broken or no checkpoint ({str(error).split('. ')[0] or 'it ends early'})") from None
+    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        return recognise(path, state)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
     return state
+
+
+def recognise(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The checkpoint that a bare state dict stands for, by its tensors' names and shapes.
+
+    Where the names are others but the shapes follow each other as the network's do, the order tells which is which:
+    so weights of the reports' own programs come in, as the networks here create their tensors in the same order.
+
+    Raises:
+        UserError: no network of any recipe has such tensors.
+    """
+    shapes = {name: value.shape for name, value in weights.items()}
+    for recipe in RECIPES.values():
+        for network in recipe.networks.values():
+            with torch.device("meta"):  # shapes without numbers
+                expected = NETWORKS[network]().state_dict()
+            if shapes != {name: value.shape for name, value in expected.items()}:
+                if list(shapes.values()) != [value.shape for value in expected.values()]:
+                    continue
+                print(
+                    f"note: the tensors of {path} have other names than {network}'s and are taken in their order",
+                    file=sys.stderr,
+                )
+                weights = dict(zip(expected, weights.values(), strict=True))
+            return {
+                "format": FORMAT,
+                "network": network,
+                "model": weights,
+                "recipe": recipe.to_dict(),
+                "run": {**SETTINGS, "data_path": str(DATASET.relative_to(REPO))},
+                "epoch": None,
+                "scores": {},
+                "history": [],
+            }
+    networks = [network for recipe in RECIPES.values() for network in recipe.networks.values()]
+    raise UserError(
+        f"{path} is not a checkpoint of this project: it holds {len(weights)} tensors, and their names and shapes are "
+        f"those of none of {', '.join(networks)}"
+    )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from atomic import atomic_write
 from augment import Normalise
-from checkpoint import checkpoint_path, load_checkpoint
+from checkpoint import SETTINGS, checkpoint_path, load_checkpoint
 from losses import truth_and_weight
 from models import build_network
 from options import (
@@ -26,12 +26,13 @@ from options import (
     choose_device,
     choose_precision,
     describe,
+    image_side,
     positive_int,
     run_script,
     which_checkpoint,
 )
 from oxford_pet import Split, cpu_cores, decode_image, decode_trimap, find_root, image_path, load_split, trimap_path
-from recipes import Recipe
+from recipes import RECIPES, Recipe
 
 
 def dice_and_iou(pred: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,21 +168,28 @@ def score_checkpoint(
             both at the picture's own size.
     """
     name = args.name
-    path = checkpoint_path(args.save_path, name, args.load_model_epoch)
+    path = checkpoint_path(args.save_path, name, args.load_model_epoch or "best")
+    if args.file:
+        path = next((path for path in (args.save_path / args.file, args.file) if path.is_file()), args.file)
     device = choose_device(args.device)
     state = load_checkpoint(path)
     recipe, run = Recipe.from_dict(state["recipe"]), state["run"]
+    if args.recipe and recipe.name != args.recipe:
+        raise UserError(f"{path} was trained by the recipe {recipe.name}, not by --recipe {args.recipe}")
     if args.model and recipe.networks[args.model] != state["network"]:
         raise UserError(f"{path} holds a {state['network']}, not what --model {args.model} stands for")
     predictor = load_predictor(state, device, args.flip_average)
     root = find_root(args.data_path or known_data_path(run))
+    epoch = "bare state dict" if state["epoch"] is None else f"epoch {state['epoch']}"
+    side = args.image_size or run["image_size"]
     print(
-        f"Using {state['network']} model, recipe {recipe.name}, on {describe(device, predictor.precision)}\n"
-        f"Loading model from {path} (epoch {state['epoch']})\n"
+        f"Using {state['network'].split('.')[-1]} model, recipe {recipe.name}, "
+        f"on {describe(device, predictor.precision)}\n"
+        f"Loading model from {path} ({epoch})\n"
         f"Evaluating model on the {mode} split of {root}",
         flush=True,
     )
-    split = load_split(root, mode, run["image_size"], args.limit).to(device)
+    split = load_split(root, mode, side, args.limit).to(device)
 
     def finish(sample: str, logits: np.ndarray) -> tuple[float, float]:
         """Score one sample at its own size."""
@@ -214,7 +222,7 @@ def score_checkpoint(
         "images": len(split),
         "empty_truths": int(scores.empty_truth.sum()),
         "boundary": run["boundary"],
-        "image_size": run["image_size"],
+        "image_size": side,
         "checkpoint": path.name,
         "epoch": state["epoch"],
         "split": mode,
@@ -226,9 +234,8 @@ def score_checkpoint(
             )
         ],
     }
-    side = run["image_size"]
     print(
-        f"Dice Score: {report['dice']:.4f}\n"
+        f"{recipe.score_line.format(report['dice'])}\n"
         f"    mean over {len(split)} {mode} images at {side}x{side}, boundary counted as {run['boundary']}, {path.name}"
         f"{', mean with the mirrored picture' if args.flip_average else ''}\n"
         f"    {report['empty_truths']} of them have no pet in the truth (1 if none is predicted, else 0)\n"
@@ -250,13 +257,18 @@ def known_data_path(run: dict[str, Any]) -> Path:
 
 def add_scoring_options(parser: ArgumentParser) -> None:
     """The flags that ``evaluate.py`` and ``inference.py`` share."""
-    parser.add_run_options()
+    parser.add_run_options(RECIPES, files=True)
     parser.add_argument(
         "--load_model_epoch",
         type=which_checkpoint,
-        default="best",
         metavar="best|last|final|N",
-        help="which checkpoint",
+        help="which checkpoint of the run (default: best)",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=image_side,
+        help="pixels that the network sees in height and width (default: as in training; for a bare state dict, which "
+        f"does not know, {SETTINGS['image_size']})",
     )
     parser.add_argument(
         "--data_path", type=Path, help="the data set's folder (default: the one that the run trained on)"
@@ -269,13 +281,20 @@ def add_scoring_options(parser: ArgumentParser) -> None:
     )
 
 
+def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    args = parser.parse_run_args(argv)
+    if args.file and args.load_model_epoch:
+        parser.error("--model FILE.pth names the checkpoint, and so does --load_model_epoch: give one of them")
+    return args
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Score a checkpoint.")
     add_scoring_options(parser)
     parser.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="which samples; look at test once, at the end"
     )
-    return parser.parse_run_args(argv)
+    return parse_scoring_args(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate import Scores, add_scoring_options, score_checkpoint
+from evaluate import Scores, add_scoring_options, parse_scoring_args, score_checkpoint
 from losses import truth_and_weight
 from options import OUTPUTS, ArgumentParser, run_script
 from oxford_pet import Split, decode_image, decode_trimap, image_path, trimap_path
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help=f"folder of the pictures (default: {OUTPUTS.name}/ and the run's name)"
     )
-    return parser.parse_run_args(argv)
+    return parse_scoring_args(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:

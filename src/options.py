@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -67,15 +67,32 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
-    def add_run_options(self) -> None:
-        """The flags of every script that works with a run."""
+    def add_run_options(self, recipes: Iterable[str] = ("default",), files: bool = False) -> None:
+        """The flags of every script that works with a run.
+
+        Args:
+            recipes: the names that may follow ``--recipe``.
+            files: whether a ``.pth`` may follow ``--model`` instead of a network.
+        """
         self.add_argument(
-            "--model", metavar="U|R", type=model_letter, help="the network: U (UNet) or R (ResNet34_UNet)"
+            "--model",
+            metavar="U|R|FILE.pth" if files else "U|R",
+            type=model_letter_or_file if files else model_letter,
+            help="the network: U (UNet) or R (ResNet34_UNet)"
+            + ("; or a file of --save_path or of anywhere: a checkpoint or a bare state dict" if files else ""),
         )
+        self.add_argument(
+            "--model_name",
+            metavar="UNet|ResNet34_UNet",
+            type=model_letter,
+            help="as --model, and means --recipe lab3 where no other is given",
+        )
+        self.add_argument("--recipe", choices=tuple(recipes), help="how to train, or was trained (default: default)")
         self.add_argument(
             "--name",
             type=run_name,
-            help="the run's folder under --save_path and its files' prefix (default: the model's letter)",
+            help="the run's folder under --save_path and its files' prefix "
+            "(default: the model's letter; of another recipe lab2-U, say)",
         )
         self.add_argument("--save_path", type=Path, default=SAVED_MODELS, help="folder of all runs")
         self.add_argument("--limit", type=positive_int, help="keep only so many samples of each split, evenly spaced")
@@ -84,16 +101,33 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
         """Parse, and name the run by its model where it has no name."""
         args = self.parse_args(argv)
+        if args.model_name:
+            if args.model:
+                self.error("--model and --model_name say the same: give one of them")
+            args.model, args.recipe = args.model_name, args.recipe or "lab3"
+        args.file = None
+        if isinstance(args.model, Path):
+            args.file, args.model = args.model, None
+            args.name = args.name or args.file.stem
         if not (args.model or args.name):
             self.error("say which network: --model U or --model R")
-        args.name = args.name or args.model
+        args.name = args.name or default_name(args.model, args.recipe)
         return args
+
+
+def default_name(letter: str, recipe: str | None) -> str:
+    """What a run is called that was given no name."""
+    return letter if recipe in (None, "default") else f"{recipe}-{letter}"
 
 
 def model_letter(text: str) -> str:
     if text not in LETTERS:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(LETTERS)}")
     return LETTERS[text]
+
+
+def model_letter_or_file(text: str) -> str | Path:
+    return Path(text) if text.endswith(".pth") else model_letter(text)
 
 
 def run_name(text: str) -> str:

@@ -17,12 +17,14 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
     """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
 
     Args:
-        history: a dict of ``HISTORY_COLUMNS`` an epoch. The arrays have one float64 an epoch.
+        history: a dict of ``HISTORY_COLUMNS`` an epoch, and of ``train_dice`` where the recipe scores the training
+            images too. The arrays have one float64 an epoch.
     """
 
     with atomic_write(folder / f"{name}_history.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, HISTORY_COLUMNS)
+        columns = dict.fromkeys(column for row in history for column in row)  # in order, each once
+        writer = csv.DictWriter(text, columns, restval="nan")
         writer.writeheader()
         writer.writerows(history)
         text.detach()  # flushes, and leaves the file open
@@ -59,6 +61,9 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
         losses, dice = axes[0, column], axes[1, column]
         losses.plot(epochs, [row["train_loss"] for row in history], label="train", marker=marker)
         losses.plot(epochs, [row["valid_loss"] for row in history], label="valid", marker=marker)
+        if any("train_dice" in row for row in history):
+            train_dice = [row.get("train_dice", float("nan")) for row in history]
+            dice.plot(epochs, train_dice, "C0", label="train", marker=marker)
         dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="valid", marker=marker)
         best = max(history, key=lambda row: row["valid_dice"])
         dice.annotate(

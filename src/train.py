@@ -4,11 +4,13 @@ python src/train.py --model R
 """
 
 import argparse
+import copy
 import dataclasses
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from augment import Normalise, draw_epoch, recolour, warp
-from checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from checkpoint import SETTINGS, checkpoint_path, load_checkpoint, save_checkpoint, save_state_dict
 from evaluate import Predictor, evaluate, known_data_path
-from losses import BOUNDARIES, bce_dice_loss, truth_and_weight
+from losses import BOUNDARIES, LOSSES, truth_and_weight
 from models import build_network, count_parameters
 from options import (
     DATASET,
@@ -32,6 +34,7 @@ from options import (
     UserError,
     choose_device,
     choose_precision,
+    default_name,
     describe,
     image_side,
     positive_float,
@@ -47,6 +50,11 @@ from report import draw_curves, read_history, write_history
 AVERAGE_EVERY = 8  # steps between two updates of the averaged weights: as good as each step, at an eighth of the cost
 BATCHNORM_IMAGES = 512  # how many training images the averaged weights' BatchNorm statistics are taken from
 SECONDS_BETWEEN_LOOKS = 1.0  # how often the host looks at the device's loss, and moves the bar
+OPTIMIZERS = {  # by the names of Recipe.optimizer
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
 
 
 @dataclass
@@ -57,14 +65,14 @@ class Run:
     letter: str
     folder: Path
     recipe: Recipe
-    settings: dict[str, Any]  # image_size, boundary, seed, limit, precision, data_path: as a checkpoint keeps them
+    settings: dict[str, Any]  # those of checkpoint.SETTINGS, and data_path
     device: torch.device
     precision: torch.dtype
     train: Split
     valid: Split
 
     model: nn.Module
-    average: nn.Module  # the weights that one would use: a moving average, with its own BatchNorm statistics
+    average: nn.Module  # the weights that one would use: a moving average with its own BatchNorm statistics, or model
     normalise: Normalise
     optimizer: torch.optim.Optimizer
 
@@ -92,7 +100,8 @@ class Run:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def criterion(self, logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-        return bce_dice_loss(logits, truth, weight, self.recipe.dice_weight)
+        extra = {"dice_weight": self.recipe.dice_weight} if self.recipe.loss == "bce_dice" else {}
+        return LOSSES[self.recipe.loss](logits, truth, weight, **extra)
 
 
 # ---------------------------------------------------------------------------------------------- one step
@@ -126,6 +135,8 @@ def update_average(run: Run) -> None:
 
     It is ``average_steps`` at most. Starting short, it does not hold a run of a few epochs back.
     """
+    if run.average is run.model:
+        return
     steps = run.global_step - run.averaged_step
     window = min(run.recipe.average_steps, run.global_step / 10)
     torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), min(1.0, steps / window))
@@ -188,6 +199,8 @@ def refresh_batchnorm(run: Run) -> None:
 
     Taken from evenly spaced training images as they are, which is also what is predicted later.
     """
+    if run.average is run.model:
+        return
     size = run.recipe.batch_size
     count = min(len(run.train), BATCHNORM_IMAGES)
     index = torch.linspace(0, len(run.train) - 1, count).round().long()
@@ -224,6 +237,9 @@ def fit(run: Run, stop: StopSignal) -> None:
             "seconds": run.seconds,
             "images_per_second": len(run.train) / run.seconds,
         }
+        if recipe.score_train:
+            on_train = evaluate(predictor, run.train, run.settings["boundary"], recipe.batch_size)
+            row["train_dice"] = float(on_train.dice.mean())
         run.history.append(row)
         run.epoch, run.step, run.seconds = run.epoch + 1, 0, 0.0
         run.loss_sum.zero_()
@@ -235,16 +251,14 @@ def fit(run: Run, stop: StopSignal) -> None:
             save_weights(run, str(run.epoch))
         if run.epoch == recipe.epochs:
             save_weights(run, "final")
+            if run.letter in recipe.state_dicts:
+                save_state_dict(run.folder.parent / recipe.state_dicts[run.letter], run.average.state_dict())
         write_history(run.folder, run.name, run.history)
         save_last(run)  # last, so that what it says is done has been written, whenever the power fails
         recent = [past["seconds"] for past in run.history[-5:]]
-        print(
-            f"Epoch {run.epoch}/{recipe.epochs}, Training Loss: {row['train_loss']:.4f}, "
-            f"Valid Loss: {row['valid_loss']:.4f}, Valid Dice: {row['valid_dice']:.4f}{' (best)' if is_best else ''}, "
-            f"LR: {row['learning_rate']:.6f}, {row['images_per_second']:.1f} images/s, "
-            f"{clock(sum(recent) / len(recent) * (recipe.epochs - run.epoch))} left",
-            flush=True,
-        )
+        left = clock(sum(recent) / len(recent) * (recipe.epochs - run.epoch))
+        best = " (best)" if is_best else ""
+        print(recipe.epoch_line.format(**row, epochs=recipe.epochs, best=best, left=left), flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -309,7 +323,6 @@ def continue_from(run: Run, state: dict[str, Any]) -> None:
 
 # ---------------------------------------------------------------------------------------------- the script
 
-SETTINGS = {"image_size": 256, "boundary": "pet", "seed": 0, "limit": None, "precision": "auto"}
 RECIPE_FLAGS = ("epochs", "batch_size", "learning_rate")
 
 
@@ -317,9 +330,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; None where one is not typed, because then a loaded checkpoint's value goes before the default."""
     recipe = RECIPES["default"]
     parser = ArgumentParser("Train a network to separate pets from the background.")
-    parser.add_run_options()
+    parser.add_run_options(RECIPES)
     add = parser.add_argument
-    add("--recipe", choices=RECIPES, help="how to train (default: default)")
     add(
         "--data_path",
         type=Path,
@@ -334,6 +346,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=positive_int, help=f"passes over the training images (default: the recipe's, {recipe.epochs})")
     add("--batch_size", type=positive_int, help=f"images a step (default: the recipe's, {recipe.batch_size})")
     add("--learning_rate", type=positive_float, help=f"at its peak (default: the recipe's, {recipe.learning_rate})")
+    add("--train_images", type=positive_int, help="train on so many only, evenly spaced; valid and test stay whole")
     add("--seed", type=whole_number, help=f"of weights, order and augmentation (default: {SETTINGS['seed']})")
     add(
         "--precision",
@@ -367,13 +380,15 @@ def settle(args: argparse.Namespace, state: dict[str, Any] | None) -> tuple[Reci
     if state is None:
         recipe, settings = RECIPES[typed.get("recipe", "default")], dict(SETTINGS)
     else:
-        recipe, settings = Recipe.from_dict(state["recipe"]), dict(state["run"])
+        recipe, settings = Recipe.from_dict(state["recipe"]), SETTINGS | state["run"]
         if typed.get("recipe", recipe.name) != recipe.name:
             recipe = RECIPES[typed["recipe"]]
+    recipe = recipe.for_letter(args.model)
     new_recipe = dataclasses.replace(recipe, **{key: typed[key] for key in RECIPE_FLAGS if key in typed})
     new_settings = settings | {key: typed[key] for key in SETTINGS if key in typed}
     if args.load_model_epoch == "last":
-        old, new = {**state["recipe"], **settings}, {**new_recipe.to_dict(), **new_settings}
+        loaded = Recipe.from_dict(state["recipe"]).to_dict()
+        old, new = {**loaded, **settings}, {**new_recipe.to_dict(), **new_settings}
         changed = [
             f"--{key if key != 'name' else 'recipe'} {new[key]} (was {old[key]})" for key in new if new[key] != old[key]
         ]
@@ -422,9 +437,9 @@ def prepare(args: argparse.Namespace) -> Run:
 
     torch.manual_seed(settings["seed"])
     model = build_network(network)
-    average = build_network(network)
-    average.load_state_dict(model.state_dict())
-    average.requires_grad_(False)
+    average = model
+    if recipe.average_steps:
+        average = copy.deepcopy(model).requires_grad_(False)
     side = settings["image_size"]
     print(
         f"{network}, {count_parameters(model):,} parameters; recipe {recipe.name}: {recipe.epochs} epochs, "
@@ -433,7 +448,8 @@ def prepare(args: argparse.Namespace) -> Run:
         f"data {root}",
         flush=True,
     )
-    train, valid = (load_split(root, mode, side, settings["limit"]).to(device) for mode in ("train", "valid"))
+    limits = {"train": settings["train_images"] or settings["limit"], "valid": settings["limit"]}
+    train, valid = (load_split(root, mode, side, limit).to(device) for mode, limit in limits.items())
     where = "on the device" if train.pixels.device.type == device.type else "in a memory map, as they do not fit"
     print(
         f"    train {len(train)}, valid {len(valid)} images, {where}\n"
@@ -441,11 +457,10 @@ def prepare(args: argparse.Namespace) -> Run:
         flush=True,
     )
 
-    model = model.to(device, memory_format=torch.channels_last)
-    average = average.to(device, memory_format=torch.channels_last)
+    model, average = (part.to(device, memory_format=torch.channels_last) for part in (model, average))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     undecayed = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm and biases
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[recipe.optimizer](
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
         fused=True,
@@ -496,7 +511,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     run = prepare(args)
     where = "" if args.save_path == SAVED_MODELS else f" --save_path {args.save_path}"
-    again = f"--model {run.letter}" + (f" --name {run.name}" if run.name != run.letter else "") + where
+    again = f"--model {run.letter}"
+    if args.recipe not in (None, "default"):
+        again += f" --recipe {args.recipe}"
+    if run.name != default_name(run.letter, args.recipe):
+        again += f" --name {run.name}"
+    again += where
     with StopSignal() as stop:
         if args.load_model_epoch in (None, "0"):
             clear_folder(run)

@@ -2,12 +2,17 @@
 
 from torch import nn
 
+from models import lab2, lab3
 from models.resnet34_unet import ResNet34UNet
 from models.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "UNet": UNet,
     "ResNet34_UNet": ResNet34UNet,
+    "lab2.UNet": lab2.UNet,
+    "lab2.ResNet34_UNet": lab2.ResNet34UNet,
+    "lab3.UNet": lab3.UNet,
+    "lab3.ResNet34_UNet": lab3.ResNet34UNet,
 }
 
 

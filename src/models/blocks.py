@@ -8,15 +8,16 @@ from torch import Tensor, nn
 class DoubleConv(nn.Sequential):
     """Two times conv 3x3, BatchNorm, ReLU: (N, in_channels, H, W) to (N, out_channels, H, W).
 
-    The convolutions have no bias, because the BatchNorm behind each has one.
+    Args:
+        bias: of the convolutions, which need none, because the BatchNorm behind each has one.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )

@@ -1,0 +1,149 @@
+"""The two networks of report lab3, as it specifies them. Its sigmoid belongs to the loss and the score.
+
+Both end in a BatchNorm of one channel, before the sigmoid: here the logits.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import DoubleConv, pad_to_multiple
+
+
+def init_weights(model: nn.Module) -> None:
+    """Kaiming normal, as PyTorch's default has it (fan in), on every convolution's weight.
+
+    Transposed convolutions and biases keep PyTorch's default; so does BatchNorm, which is weight 1 and bias 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+
+
+class Up(nn.Module):
+    """A step of the classic decoder: double the size, halve the channels, put the skip in front, mix."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        self.mix = DoubleConv(channels, channels // 2, bias=True)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        features = self.up(features)  # (N, C, h, w) -> (N, C/2, 2h, 2w)
+        return self.mix(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
+
+
+class UNet(nn.Module):
+    """The classic U. 31,043,523 parameters in 84 tensors: encoders, bottleneck, decoders from coarse to fine, head."""
+
+    widths = (64, 128, 256, 512, 1024)  # of the four encoders and the bottleneck, at strides 1 to 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            DoubleConv(in_channels, out_channels, bias=True)
+            for in_channels, out_channels in zip((3, *self.widths), self.widths, strict=False)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.decoder = nn.ModuleList(Up(width) for width in reversed(self.widths[1:]))
+        self.head = nn.Sequential(nn.Conv2d(self.widths[0], 1, 1), nn.BatchNorm2d(1))
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised, H and W from 32 pixels up, to (N, 1, H, W) logits."""
+        features, crop = pad_to_multiple(images, 2 ** len(self.decoder))
+        skips = []
+        for stage in self.encoder[:-1]:
+            skips.append(stage(features))  # (N, 64 to 512, H/s, W/s), s = 1, 2, 4, 8
+            features = self.pool(skips[-1])
+        features = self.encoder[-1](features)  # (N, 1024, H/16, W/16)
+        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+            features = up(features, skip)
+        return self.head(features)[..., crop[0], crop[1]]  # (N, 1, H, W)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, with one and the same BatchNorm behind both, beside a shortcut.
+
+    So its statistics mix those of both convolutions, and move twice a step.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1:
+            self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride=stride))
+            self.shortcut.append(nn.BatchNorm2d(out_channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual = self.relu(self.norm(self.conv1(features)))
+        residual = self.relu(self.norm(self.conv2(residual)))
+        return self.relu(residual + self.shortcut(features))
+
+
+class UpAfterSkip(nn.Module):
+    """A step of this report's decoder: put the stage's features in front, double the size, halve the channels, mix."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        self.mix = DoubleConv(channels // 2, out_channels, bias=True)
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        features = self.up(torch.cat((skip, features), dim=1))  # (N, C, h, w) -> (N, C/2, 2h, 2w)
+        return self.mix(features)  # -> (N, out_channels, 2h, 2w)
+
+
+class ResNet34UNet(nn.Module):
+    """A residual encoder, and a decoder of 32 channels that takes in each stage at the stage's own size.
+
+    24,722,081 parameters in 180 tensors: stem, stages, bottleneck, decoders from coarse to fine, head.
+    """
+
+    blocks = (3, 4, 6, 3)
+    widths = (64, 128, 256, 512)  # of the four stages, at strides 4, 8, 16, 32
+    bottleneck_width = 256
+    decoder_width = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, self.widths[0], 7, stride=2, padding=3),
+            nn.BatchNorm2d(self.widths[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.stages = nn.ModuleList()
+        for index, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
+            first = ResidualBlock(self.widths[max(index - 1, 0)], width, stride=1 if index == 0 else 2)
+            self.stages.append(nn.Sequential(first, *(ResidualBlock(width, width, 1) for _ in range(count - 1))))
+        self.bottleneck = DoubleConv(self.widths[-1], self.bottleneck_width, bias=True)
+        coming = (self.bottleneck_width, *[self.decoder_width] * (len(self.widths) - 1))
+        self.decoder = nn.ModuleList(
+            UpAfterSkip(skip_channels + channels, self.decoder_width)
+            for skip_channels, channels in zip(reversed(self.widths), coming, strict=True)
+        )
+        width = self.decoder_width
+        self.head = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+            DoubleConv(width, width, bias=True),
+            DoubleConv(width, 1, bias=True),
+            nn.BatchNorm2d(1),
+        )
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised, H and W from 32 pixels up, to (N, 1, H, W) logits."""
+        images, crop = pad_to_multiple(images, 32)
+        features = self.stem(images)  # (N, 64, H/4, W/4)
+        skips = []
+        for stage in self.stages:
+            features = stage(features)  # (N, 64, 128, 256, 512, H/4, 8, 16, 32, ...)
+            skips.append(features)
+        features = self.bottleneck(features)  # (N, 256, H/32, W/32)
+        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+            features = up(features, skip)  # (N, 32, H/16, 8, 4, 2, ...)
+        return self.head(features)[..., crop[0], crop[1]]  # (N, 32, H/2, W/2) -> (N, 1, H, W)
