@@ -180,6 +180,7 @@ def test_a_report_is_trained_by_its_recipe_and_resumed(
     assert re.search(line, out)
     assert f"next: python src/inference.py --model R --recipe {recipe} --save_path" in out
     assert [path.name for path in tmp_path.glob("*.pth")] == weights
+    assert all(f"wrote {tmp_path / name} (the final weights alone)" in out for name in weights)
     with open(tmp_path / f"{recipe}-R" / f"{recipe}-R_history.csv", newline="") as file:
         assert all(("train_dice" in row) == (recipe == "lab3") for row in csv.DictReader(file))
 
