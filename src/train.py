@@ -529,6 +529,8 @@ def main(argv: list[str] | None = None) -> None:
         done = f"epoch {run.epoch}" + (f" and {run.step} of {run.steps_per_epoch} steps" if run.step else "")
         print(f"stopped after {done}; go on with: python src/train.py {again} --load_model_epoch last")
         sys.exit(128 + stop.number)
+    if run.letter in run.recipe.state_dicts:
+        print(f"wrote {args.save_path / run.recipe.state_dicts[run.letter]} (the final weights alone)")
     print(f"best valid Dice {run.best_dice:.4f}; next: python src/inference.py {again}")
 
 
