@@ -617,7 +617,7 @@ def draw_pet(
         scene.toy(horizon, max(horizon, min(foot, h)), rng.uniform(0.12, 0.4))
     silhouette = silhouette_of(moved(pet, scale=(1 / 8, 1 / 8)), h // 8 + 1, w // 8 + 1)
     cast_shadow(scene, silhouette, foot, on_wall=close_up)
-    blur = int(rng.integers(4, 12))  # the pet is in focus, what is behind it less so
+    blur = max(1, round(rng.uniform(0.008, 0.024) * min(h, w)))  # the pet is in focus, what is behind it less so
     scene.canvas = cv2.blur(scene.canvas, (blur, blur))
     x = (np.arange(0, w, 2, dtype=np.float32) - left) / box_h  # at half the size: fur is soft
     y = (np.arange(0, h, 2, dtype=np.float32)[:, None] - foot) / box_h + 1
