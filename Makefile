@@ -31,7 +31,7 @@ $(DEVELOPMENT): requirements-dev.txt requirements.txt | $(VENV)/bin/python
 
 demo: $(RUNTIME)
 	$(BIN)/python src/synthetic_pet.py $(DRAWN) --count 400 --seed 0
-	$(BIN)/python src/train.py --model R --name demo --data_path $(DRAWN) --image_size 128 --epochs 16 --batch_size 16 --overwrite
+	$(BIN)/python src/train.py --model R --name demo --data_path $(DRAWN) --image_size 128 --epochs 16 --overwrite
 	$(BIN)/python src/inference.py --model R --name demo
 	@echo
 	@echo "The pictures are in outputs_imgs/demo; look at outputs_imgs/demo/contact_sheet.png first."

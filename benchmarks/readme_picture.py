@@ -31,7 +31,7 @@ def main() -> None:
             prediction = np.asarray(mask) > 0
         tiles.append((f"{name}, Dice {dice[name]:.3f}", [image, overlay(image, truth), overlay(image, prediction)]))
     path = REPO / "benchmarks" / "results" / "drawn-pets.png"
-    Image.fromarray(draw_contact_sheet(tiles, columns=3, side=128)).quantize(256).save(path, optimize=True)
+    Image.fromarray(draw_contact_sheet(tiles, columns=3, side=128)).save(path, optimize=True)
     print(f"wrote {path}")
 
 

@@ -74,7 +74,7 @@ def test_one_batch_is_overfitted_through_every_parameter(network: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     losses = []
-    for step in range(16):
+    for step in range(40):
         logits = model(images)
         loss = bce_dice_loss(logits, truth, torch.ones_like(truth))
         losses.append(loss.item())

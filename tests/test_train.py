@@ -17,6 +17,7 @@ import checkpoint
 import train
 from checkpoint import load_checkpoint
 from options import REPO, UserError
+from recipes import RECIPES
 from report import HISTORY_COLUMNS
 
 Train = Callable[..., None]
@@ -372,7 +373,7 @@ def test_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for default in (
-        "0.001",
+        str(RECIPES["default"].learning_rate),
         "dataset/oxford-iiit-pet",
         "default: 256",
         "default: auto",
