@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,17 @@ LETTERS = {"U": "U", "UNet": "U", "R": "R", "ResNet34_UNet": "R"}  # what may fo
 
 class UserError(Exception):
     """Something that the user can mend; its message says what is wrong, where, and what to do."""
+
+
+def _one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """A user's mistake that shows while modules are imported, such as an impossible recipe: one line, no traceback."""
+    if issubclass(kind, UserError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _one_line
 
 
 def run_script(main: Callable[[], None]) -> None:

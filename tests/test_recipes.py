@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,16 @@ def test_an_unknown_field_names_itself() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- what a recipe does
+
+
+def test_an_impossible_recipe_is_one_line_of_every_script(tmp_path: Path) -> None:
+    shutil.copytree(REPO / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "src" / "recipes.py", "a") as file:
+        file.write('RECIPES["mine"] = Recipe(name="mine", optimizer="lion")\n')
+    command = [sys.executable, str(tmp_path / "src" / "train.py"), "--model", "R"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: recipe 'mine': optimizer cannot be 'lion'; there are adamw, adam, sgd\n"
 
 
 def test_the_exponential_schedule_is_the_one_of_the_printed_log() -> None:
