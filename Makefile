@@ -19,7 +19,7 @@ help:
 	@echo "make inference MODEL=R       score it on test, write the masks"
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment: is python3-venv installed?"; exit 1; }
 
 $(RUNTIME): requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

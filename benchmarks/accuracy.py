@@ -8,6 +8,7 @@ is only scored again, an interrupted one is resumed. Writes results/accuracy-<de
 
 import json
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,13 @@ def main() -> None:
         last, final = (checkpoint_path(args.save_path, letter, which) for which in ("last", "final"))
         if not final.is_file():
             call("train.py", *run, *data, *(["--load_model_epoch", "last"] if last.is_file() else []))
-        call("inference.py", *run, "--data_path", args.data_path)
         state = load_checkpoint(final)
+        was = {**state["run"], "epochs": state["recipe"]["epochs"], "recipe": state["recipe"]["name"]}
+        asked = {"image_size": args.image_size, "epochs": args.epochs, "recipe": "default", "limit": None}
+        other = {key: was[key] for key in asked if was[key] != asked[key]}
+        if other:
+            raise UserError(f"{final} is of another run ({other}): give another --save_path")
+        call("inference.py", *run, "--data_path", args.data_path)
         scores = json.loads((args.save_path / letter / f"{letter}_test_scores.json").read_text())
         del scores["per_image"]
         rows[letter] = {
@@ -63,7 +69,7 @@ def main() -> None:
             "test": scores,
             "best_valid_dice": max(row["valid_dice"] for row in state["history"]),
             "training_seconds": round(sum(row["seconds"] for row in state["history"]), 1),
-            "images_per_second": round(sorted(r["images_per_second"] for r in state["history"])[args.epochs // 2], 1),
+            "images_per_second": round(statistics.median(row["images_per_second"] for row in state["history"]), 1),
             "seed": state["run"]["seed"],
             "history": state["history"],
         }

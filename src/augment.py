@@ -80,7 +80,6 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
     a = augmentation
     mirrored = np.where(rng.random(slots) < a.horizontal_flip, -1.0, 1.0)
     inverted = np.where(rng.random(slots) < a.vertical_flip, -1.0, 1.0)
-    degrees = uniform(a.rotation)
     zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
     degrees = uniform(a.rotation)
     theta = affine(

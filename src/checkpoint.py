@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def save_state_dict(path: Path, weights: dict[str, Tensor]) -> None:
     """Write weights alone, as report lab3 names them; raises as ``save_checkpoint`` does."""
-    _save(path, weights)
+    _save(path, {key: value.cpu() for key, value in weights.items()})
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from losses import truth_and_weight
 from models import build_network
 from options import (
     DATASET,
+    REPO,
     ArgumentParser,
     UserError,
     choose_device,
@@ -130,12 +131,12 @@ def evaluate(
         logits = predictor(images)
         truth, weight = truth_and_weight(trimaps, boundary)
         dice, iou = dice_and_iou(logits > 0, truth, weight)
-        loss = criterion(logits, truth, weight) if criterion else logits.new_tensor(float("nan"))
+        loss = criterion(logits, truth, weight) if criterion else torch.full_like(dice[0], float("nan"))
         empty = ~truth.flatten(1).any(1)
         results.append(torch.stack((dice, iou, empty.to(dice.dtype), loss.to(dice.dtype).expand_as(dice))))
         if visit:
             visit(start, logits)
-    dice, iou, empty, loss = torch.cat(results, dim=1).cpu().double().numpy()  # the one transfer
+    dice, iou, empty, loss = torch.cat(results, dim=1).cpu().double().numpy()  # one transfer
     return Scores(split.names, boundary, dice, iou, empty.astype(bool), float(loss.mean()))
 
 
@@ -190,6 +191,10 @@ def score_checkpoint(
         flush=True,
     )
     split = load_split(root, mode, side, args.limit).to(device)
+    print(
+        f"    {len(split)} images at {side}x{side}, boundary counts as {run['boundary']}; writes to {path.parent}",
+        flush=True,
+    )
 
     def finish(sample: str, logits: np.ndarray) -> tuple[float, float]:
         """Score one sample at its own size."""
@@ -250,9 +255,15 @@ def score_checkpoint(
 
 
 def known_data_path(run: dict[str, Any]) -> Path:
-    """Where a run's data lies: where it lay in training, if that is still there, else the default place."""
-    trained_on = DATASET.parent.parent / run["data_path"]  # relative ones are so to the repo
-    return trained_on if trained_on.is_dir() else DATASET
+    """Where a run's data lies: where it lay in training.
+
+    Raises:
+        UserError: it is no longer there; no other data takes its place unasked.
+    """
+    trained_on = REPO / run["data_path"]
+    if not trained_on.is_dir() and trained_on != DATASET:
+        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
+    return trained_on
 
 
 def add_scoring_options(parser: ArgumentParser) -> None:

@@ -27,6 +27,7 @@ def write_prediction(output: Path, name: str, image: np.ndarray, mask: np.ndarra
         image: (H, W, 3) uint8 RGB.
         mask: (H, W) bool.
     """
+    output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
     Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png")
     laid = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
     (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", laid, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
@@ -67,7 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     output = args.output or OUTPUTS / args.name
-    output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     scores, split = score_checkpoint(args, "test", partial(write_prediction, output))
     sheet = write_contact_sheet(output, scores, split)

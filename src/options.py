@@ -29,8 +29,9 @@ class UserError(Exception):
 
 
 def _one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """A user's mistake that shows while modules are imported, such as an impossible recipe: one line, no traceback."""
-    if issubclass(kind, UserError):
+    """A user's mistake that shows while modules are imported, an impossible recipe: one line, no traceback."""
+    unknown_field = kind is TypeError and re.match(r"(Recipe|Augmentation)\.__init__\(\) got an unexpected", str(error))
+    if issubclass(kind, UserError) or unknown_field:
         print(f"error: {error}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
@@ -59,10 +60,12 @@ def run_script(main: Callable[[], None]) -> None:
         if error.filename is None:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        signs = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
             raise
-        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size ({str(error).splitlines()[0]})")
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size{reason}")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -154,8 +157,8 @@ def positive_int(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up to 2^63 - 1")
     return int(text)
 
 
@@ -209,7 +212,9 @@ def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
     if wanted == "auto":
         native = {
             "cuda": lambda: torch.cuda.get_device_capability(device) >= (8, 0),
-            "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+            "cpu": lambda: any(
+                getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            ),
             "mps": lambda: False,
         }
         wanted = "bf16" if native[device.type]() else "fp32"

@@ -129,11 +129,11 @@ def decode_image(path: Path) -> np.ndarray:
     data = read_bytes(path)
     is_cmyk = data.startswith(b"\xff\xd8") and b"Adobe" in data[:4096]
     if is_whole(data) and not is_cmyk:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if image is not None:
-                return image
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return _decode_with_pillow(path, data, "RGB")
 
 

@@ -194,3 +194,14 @@ RECIPES = {
         score_line="Dice score: {:.4f}",
     ),
 }
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe that stands under a name in ``RECIPES``.
+
+    Raises:
+        UserError: it calls itself otherwise, so that its checkpoints would not be found again.
+    """
+    if RECIPES[name].name != name:
+        raise UserError(f"RECIPES[{name!r}] has name={RECIPES[name].name!r}: the two must be the same")
+    return RECIPES[name]

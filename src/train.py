@@ -44,7 +44,7 @@ from options import (
     whole_number,
 )
 from oxford_pet import Split, download, find_root, load_split
-from recipes import RECIPES, Recipe
+from recipes import RECIPES, Recipe, find_recipe
 from report import draw_curves, read_history, write_history
 
 AVERAGE_EVERY = 8  # steps between two updates of the averaged weights: as good as each step, at an eighth of the cost
@@ -295,6 +295,7 @@ def save_last(run: Run) -> None:
         "seconds": run.seconds,
         "loss_sum": run.loss_sum,
         "best_dice": run.best_dice,
+        "samples": [len(run.train), len(run.valid)],
     }
     save_checkpoint(run.path("last"), {**weights(run), "training": training})
 
@@ -305,6 +306,12 @@ def continue_from(run: Run, state: dict[str, Any]) -> None:
     run.epoch, run.history = state["epoch"], state["history"]
     training = state.get("training")
     if training is not None:
+        samples = [len(run.train), len(run.valid)]
+        if samples != training["samples"]:
+            raise UserError(
+                f"the run trained on {training['samples']} images (train, valid), but {run.train.root} has {samples}: "
+                "--load_model_epoch last resumes exactly, and so on the same data only"
+            )
         run.model.load_state_dict(training["model"])
         run.optimizer.load_state_dict(training["optimizer"])
         run.step, run.averaged_step = training["step"], training["averaged_step"]
@@ -378,11 +385,11 @@ def settle(args: argparse.Namespace, state: dict[str, Any] | None) -> tuple[Reci
     """
     typed = {key: value for key, value in vars(args).items() if value is not None}
     if state is None:
-        recipe, settings = RECIPES[typed.get("recipe", "default")], dict(SETTINGS)
+        recipe, settings = find_recipe(typed.get("recipe", "default")), dict(SETTINGS)
     else:
         recipe, settings = Recipe.from_dict(state["recipe"]), SETTINGS | state["run"]
         if typed.get("recipe", recipe.name) != recipe.name:
-            recipe = RECIPES[typed["recipe"]]
+            recipe = find_recipe(typed["recipe"])
     recipe = recipe.for_letter(args.model)
     new_recipe = dataclasses.replace(recipe, **{key: typed[key] for key in RECIPE_FLAGS if key in typed})
     new_settings = settings | {key: typed[key] for key in SETTINGS if key in typed}
@@ -435,6 +442,7 @@ def prepare(args: argparse.Namespace) -> Run:
     resolved = root.resolve()
     settings["data_path"] = str(resolved.relative_to(REPO) if resolved.is_relative_to(REPO) else resolved)
 
+    torch.backends.cudnn.benchmark = True  # on CUDA: all batches have one shape
     torch.manual_seed(settings["seed"])
     model = build_network(network)
     average = model
@@ -521,10 +529,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.load_model_epoch in (None, "0"):
             clear_folder(run)
             save_weights(run, "0")
-        fit(run, stop)
-    if run.history:
-        draw_run(run)
-    print(f"wrote {run.folder} (checkpoints, {run.name}_history.csv, {run.name}_curves.png)")
+        try:
+            fit(run, stop)
+        finally:  # also of a run that fails
+            if run.history:
+                draw_run(run)
+    curves = f", {run.name}_history.csv, {run.name}_curves.png" if run.history else ""
+    print(f"wrote {run.folder} (checkpoints{curves})")
     if stop.number:
         done = f"epoch {run.epoch}" + (f" and {run.step} of {run.steps_per_epoch} steps" if run.step else "")
         print(f"stopped after {done}; go on with: python src/train.py {again} --load_model_epoch last")
