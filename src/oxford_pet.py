@@ -504,6 +504,8 @@ def check(root: Path) -> bool:
         that differ, a name in two places, or an empty split. The rest (a wrong ending, a trimap without a pet, the same
         picture twice) is said too, but the original has such things, and training can live with them.
     """
+    from imutils.paths import list_images
+
     splits = {mode: read_split(root, mode) for mode in MODES}
     places: dict[str, list[str]] = {}
     for mode, names in splits.items():
@@ -522,8 +524,8 @@ def check(root: Path) -> bool:
     stray = [
         path.name
         for folder in (root / "images", root / "annotations" / "trimaps")
-        for path in sorted(folder.glob("[!.]*.[jp][pn]g"))
-        if path.stem not in places
+        for path in sorted(map(Path, list_images(folder)))
+        if path.stem not in places and not path.name.startswith(".")
     ]
     print(f"sizes {_extremes(one.sizes[0] for one in good)}; colour modes {dict(Counter(o.colour_mode for o in good))}")
 

@@ -8,7 +8,7 @@ from models.blocks import pad_to_multiple
 class UNet(nn.Module):
     """An encoder and a decoder of one step each, without skips and without normalisation.
 
-    92,161 parameters in 10 tensors, in the order of the data's way.
+    92,161 parameters in 10 tensors, 3.41 GMACs at 256x256; in the order of the data's way.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Up(nn.Sequential):
 class ResNet34UNet(nn.Module):
     """The widths and strides of a ResNet-34, but one convolution a block and no shortcuts; a decoder without skips.
 
-    11,181,921 parameters in 67 tensors, in the order of the data's way.
+    11,181,921 parameters in 67 tensors, 2.46 GMACs at 256x256; in the order of the data's way.
     """
 
     blocks = (3, 4, 6, 3)

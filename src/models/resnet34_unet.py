@@ -68,7 +68,11 @@ class Up(nn.Module):
 
 
 class ResNet34UNet(nn.Module):
-    """RGB images to the logits of one class, at the same size."""
+    """RGB images to the logits of one class, at the same size.
+
+    24,430,404 parameters; 7.37 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). The decoder
+    follows the stem's skip to half resolution; from there the head predicts the four pixels of each position at once.
+    """
 
     decoder_widths = (256, 128, 64, 32)  # at strides 16, 8, 4, 2
 
