@@ -113,7 +113,7 @@ def affine(
     return np.concatenate((linear, offset[:, :, None]), axis=2)
 
 
-def warp(images: Tensor, trimaps: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+def warp(images: Tensor, trimaps: Tensor, theta: Tensor, side: int | None = None) -> tuple[Tensor, Tensor]:
     """Fetch every pixel of a batch from where its affine map says: images bilinear, trimaps nearest.
 
     What comes from outside the picture is black, and background in the trimap.
@@ -122,11 +122,14 @@ def warp(images: Tensor, trimaps: Tensor, theta: Tensor) -> tuple[Tensor, Tensor
         images: (N, C, H, W) float.
         trimaps: (N, 1, H, W) uint8.
         theta: (N, 2, 3) float32, from output to input coordinates.
+        side: height and width of the result, in pixels; None keeps those of the images. At half of them, an unmoved
+            pixel is the mean of four.
 
     Returns:
-        Images and trimaps of the same shapes and dtypes.
+        Images and trimaps of the same dtypes.
     """
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (N, H, W, 2)
+    size = images.shape[2:] if side is None else (side, side)
+    grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)  # (N, H, W, 2)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     warped = F.grid_sample(trimaps.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return images, warped.masked_fill_(warped == 0, BACKGROUND).to(torch.uint8)

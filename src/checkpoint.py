@@ -17,6 +17,8 @@ A bare state dict, tensors by name and nothing else, is read too: its tensors te
 
 import pickle
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ SETTINGS = {  # of a run, where nothing else is said
     "limit": None,
     "train_images": None,
     "precision": "auto",
+    "stop_at_dice": None,
 }
 
 
@@ -73,6 +76,80 @@ def _save(path: Path, content: dict[str, Any]) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
+
+
+def snapshot(state: Any) -> Any:
+    """A copy of plain data that stays as it is when the training goes on; its tensors stay on their device."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    return [snapshot(value) for value in state] if isinstance(state, list) else state
+
+
+class BackgroundWriter:
+    """Writes files in a thread beside the training, one by one, in the order that they were put in.
+
+    What is put in again before its turn has come is written once, in its newest state: a disk that is slower than the
+    training makes the files rarer, not the training slower. Leaving the ``with`` waits until all is on the disk.
+
+    Raises:
+        OSError: from ``put`` or at the end: the disk is full, say. Nothing is written after that.
+    """
+
+    def __enter__(self) -> "BackgroundWriter":
+        self._waiting: dict[Path, Callable[[], None]] = {}
+        self._error: Exception | None = None
+        self._ends = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        return self
+
+    def put(self, path: Path, write: Callable[[], None]) -> None:
+        """Have something written: ``write`` is called in the thread. ``path`` says what is the same thing, newer."""
+        after = None
+        if torch.cuda.is_available():
+            after = torch.cuda.Event()
+            after.record()  # the copies that are written were only asked for so far
+        with self._changed:
+            if self._error:
+                raise self._error
+            self._waiting.pop(path, None)
+            self._waiting[path] = lambda: self._beside_the_step(after, write)
+            self._changed.notify()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._changed:
+            self._ends = True
+            self._changed.notify()
+        self._thread.join()
+        if self._error and kind is None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ends)
+                if not self._waiting:
+                    return
+                write = self._waiting.pop(next(iter(self._waiting)))
+            try:
+                write()
+            except Exception as error:
+                with self._changed:
+                    self._error = error
+                return
+
+    @staticmethod
+    def _beside_the_step(after: "torch.cuda.Event | None", write: Callable[[], None]) -> None:
+        if after is None:
+            write()
+            return
+        stream = torch.cuda.Stream()  # one's own: the copies to the host do not wait for the steps that follow
+        stream.wait_event(after)
+        with torch.cuda.stream(stream):
+            write()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

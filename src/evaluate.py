@@ -19,6 +19,7 @@ from augment import Normalise
 from checkpoint import SETTINGS, checkpoint_path, load_checkpoint
 from losses import truth_and_weight
 from models import build_network
+from models.blocks import pad_to_multiple
 from options import (
     DATASET,
     REPO,
@@ -32,7 +33,16 @@ from options import (
     run_script,
     which_checkpoint,
 )
-from oxford_pet import Split, cpu_cores, decode_image, decode_trimap, find_root, image_path, load_split, trimap_path
+from oxford_pet import (
+    Split,
+    cpu_cores,
+    decode_trimap,
+    find_root,
+    image_path,
+    images_and_trimaps,
+    load_split,
+    trimap_path,
+)
 from recipes import RECIPES, Recipe
 
 
@@ -124,10 +134,11 @@ def evaluate(
         visit: called with the index of a batch's first sample and its logits, (N, 1, S, S) float32 on the device.
     """
     results = []
-    for start in tqdm(
-        range(0, len(split), batch_size), f"scoring {split.mode}", unit=" batches", leave=False, disable=None
-    ):
-        images, trimaps = split.batch(slice(start, start + batch_size), predictor.device)
+    starts = range(0, len(split), batch_size)
+    batches = split.batches(torch.arange(len(split)), batch_size, predictor.device)
+    bar = tqdm(batches, f"scoring {split.mode}", len(starts), unit=" batches", leave=False, disable=None)
+    for start, pixels in zip(starts, bar, strict=True):
+        images, trimaps = images_and_trimaps(pixels)
         logits = predictor(images)
         truth, weight = truth_and_weight(trimaps, boundary)
         dice, iou = dice_and_iou(logits > 0, truth, weight)
@@ -148,9 +159,28 @@ def load_predictor(state: dict[str, Any], device: torch.device, flip_average: bo
     recipe = Recipe.from_dict(state["recipe"])
     model = build_network(state["network"])
     model.load_state_dict(state["model"])
-    model = model.to(device, memory_format=torch.channels_last).eval()
     precision = choose_precision(state["run"]["precision"], device)
+    model = fold_batchnorm(model).to(device, memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(precision)  # once, where autocast would do it for each batch
     return Predictor(model, Normalise(recipe.mean, recipe.std).to(device), device, precision, flip_average)
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """The same function, ready to be asked, with each BatchNorm behind a convolution made part of its weights.
+
+    A network that cannot be traced, because what it does depends on the numbers that it sees, is returned as it is.
+    """
+    from torch import fx
+    from torch.fx.experimental.optimization import fuse
+
+    tracer = fx.Tracer(autowrap_functions=(pad_to_multiple,))
+    try:
+        graph = tracer.trace(model.eval())
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+        return model
+    return fuse(fx.GraphModule(tracer.root, graph), no_trace=True)
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -158,15 +188,24 @@ def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+def send_to_host(values: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
+    """A copy on the host, which has arrived once the event has come (None: it is there already)."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return host, arrival
+
+
 def score_checkpoint(
-    args: argparse.Namespace, mode: str, see: Callable[[str, np.ndarray, np.ndarray], None] | None = None
+    args: argparse.Namespace, mode: str, see: Callable[[str, Path, np.ndarray], None] | None = None
 ) -> tuple[Scores, Split]:
     """Score a checkpoint on a split at the model's and at the pictures' resolution, print that, and write it as JSON.
 
     Args:
         args: the flags of ``evaluate.py`` or ``inference.py``.
-        see: called from threads with a sample's name, its picture (H, W, 3) uint8 and the predicted mask (H, W) bool,
-            both at the picture's own size.
+        see: called from threads with a sample's name, its picture's file and the logits, (S, S) float32.
     """
     name = args.name
     path = checkpoint_path(args.save_path, name, args.load_model_epoch or "best")
@@ -201,23 +240,35 @@ def score_checkpoint(
         trimap = decode_trimap(trimap_path(root, sample))
         mask = resize_logits(logits, *trimap.shape) > 0
         if see:
-            image = decode_image(image_path(root, sample))
-            same = image.shape[:2] == trimap.shape
-            see(sample, image, mask if same else resize_logits(logits, *image.shape[:2]) > 0)
+            see(sample, image_path(root, sample), logits)
         truth, weight = truth_and_weight(torch.from_numpy(trimap)[None, None], run["boundary"])
         dice, iou = dice_and_iou(torch.from_numpy(mask)[None, None], truth, weight)
         return dice.item(), iou.item()
 
     with ThreadPoolExecutor(cpu_cores()) as pool:  # beside the device's work
         pending: list[Future[tuple[float, float]]] = []
+        on_their_way: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-        def visit(start: int, logits: Tensor) -> None:
-            for index, one in enumerate(logits[:, 0].cpu().numpy(), start):
+        def hand_out() -> None:
+            """Give the batch that was sent to the host to the threads."""
+            logits, arrival = on_their_way.pop()
+            if arrival:
+                arrival.synchronize()
+            for one in logits[:, 0].numpy():
+                index = len(pending)
                 if index >= 256:
                     pending[index - 256].result()  # never further ahead than that
                 pending.append(pool.submit(finish, split.names[index], one))
 
+        def visit(_: int, logits: Tensor) -> None:
+            """Send a batch to the host, and turn to the one before it while the device goes on."""
+            sent = send_to_host(logits)
+            if on_their_way:
+                hand_out()
+            on_their_way.append(sent)
+
         scores = evaluate(predictor, split, run["boundary"], args.batch_size, visit=visit)
+        hand_out()
     dice_original, iou_original = np.array([future.result() for future in pending]).T
     report = {
         "dice": scores.dice.mean(),

@@ -150,7 +150,10 @@ def decode_trimap(path: Path) -> np.ndarray:
             trimap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if trimap is None or trimap.ndim != 2 or trimap.dtype != np.uint8:
         trimap = _decode_with_pillow(path, data, None)
-    values = np.unique(trimap)
+    if trimap.ndim == 2 and trimap.dtype == np.uint8:
+        values = np.flatnonzero(cv2.calcHist([trimap], [0], None, [256], [0, 256]))  # four times as fast as np.unique
+    else:
+        values = np.unique(trimap)
     if trimap.ndim != 2 or not np.isin(values, (PET, BACKGROUND, BOUNDARY)).all():
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
         raise UserError(
@@ -267,12 +270,37 @@ class Split:
         fits = device.type != "cuda" or self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
         return Split(self.root, self.mode, self.names, self.pixels.to(device) if fits else self.pixels)
 
-    def batch(self, index: Tensor | slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Some samples on a device: images (N, 3, S, S) float32 of 0 to 255, and trimaps (N, 1, S, S) uint8."""
-        if isinstance(index, Tensor):
-            index = index.to(self.pixels.device)
-        pixels = self.pixels[index].to(device, non_blocking=True).permute(0, 3, 1, 2)
-        return pixels[:, :3].float(), pixels[:, 3:]
+    def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
+        """Samples in an order, some at a time, as pixels (N, S, S, 4) uint8 on a device.
+
+        Where they do not lie there, a thread fetches them one batch ahead, so that the device does not wait.
+
+        Args:
+            order: (n,) int64, on the CPU.
+            size: of a batch; the last one may be smaller.
+        """
+        if self.pixels.device.type == device.type:
+            yield from (self.pixels[part] for part in order.to(device).split(size))
+            return
+
+        def fetch(part: Tensor) -> Tensor:
+            pixels = self.pixels[part]
+            return pixels.pin_memory() if device.type == "cuda" else pixels
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for part in order.split(size):
+                ready, ahead = ahead, pool.submit(fetch, part)
+                if ready:
+                    yield ready.result().to(device, non_blocking=True)
+            if ahead:
+                yield ahead.result().to(device, non_blocking=True)
+
+
+def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, S, S, 4) uint8 of a split to images (N, 3, S, S) float32, 0 to 255, and trimaps (N, 1, S, S) uint8."""
+    pixels = pixels.permute(0, 3, 1, 2)
+    return pixels[:, :3].float(), pixels[:, 3:]
 
 
 def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | None = None) -> Split:

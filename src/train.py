@@ -6,9 +6,10 @@ python src/train.py --model R
 import argparse
 import copy
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,15 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from augment import Normalise, draw_epoch, recolour, warp
-from checkpoint import SETTINGS, checkpoint_path, load_checkpoint, save_checkpoint, save_state_dict
+from checkpoint import (
+    SETTINGS,
+    BackgroundWriter,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+    save_state_dict,
+    snapshot,
+)
 from evaluate import Predictor, evaluate, known_data_path
 from losses import BOUNDARIES, LOSSES, truth_and_weight
 from models import build_network, count_parameters
@@ -40,15 +49,19 @@ from options import (
     positive_float,
     positive_int,
     run_script,
+    share,
     which_checkpoint,
     whole_number,
 )
-from oxford_pet import Split, download, find_root, load_split
+from oxford_pet import Split, download, find_root, images_and_trimaps, load_split
 from recipes import RECIPES, Recipe, find_recipe
 from report import draw_curves, read_history, write_history
 
 AVERAGE_EVERY = 8  # steps between two updates of the averaged weights: as good as each step, at an eighth of the cost
 BATCHNORM_IMAGES = 512  # how many training images the averaged weights' BatchNorm statistics are taken from
+BATCHNORM_BATCH = 64  # images, in that
+SCORING_BATCH = 64  # images, on valid
+WARM_UP_STEPS = 3  # before the step is captured
 SECONDS_BETWEEN_LOOKS = 1.0  # how often the host looks at the device's loss, and moves the bar
 OPTIMIZERS = {  # by the names of Recipe.optimizer
     "adamw": torch.optim.AdamW,
@@ -75,6 +88,7 @@ class Run:
     average: nn.Module  # the weights that one would use: a moving average with its own BatchNorm statistics, or model
     normalise: Normalise
     optimizer: torch.optim.Optimizer
+    learning_rate: Tensor  # a scalar on the device, the optimizer's own: a captured step reads it there
 
     epoch: int = 0  # done
     step: int = 0  # done in the epoch under way
@@ -93,11 +107,18 @@ class Run:
     def global_step(self) -> int:
         return self.epoch * self.steps_per_epoch + self.step
 
+    @property
+    def side(self) -> int:
+        """Height and width of what the network sees in the epoch under way."""
+        return self.recipe.side_at(self.epoch + 1, self.settings["image_size"])
+
     def path(self, which: str) -> Path:
         return checkpoint_path(self.folder.parent, self.name, which)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        # Each weight is used once a forward, so a cache of cast weights holds memory and saves nothing.
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=enabled, cache_enabled=False)
 
     def criterion(self, logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
         extra = {"dice_weight": self.recipe.dice_weight} if self.recipe.loss == "bce_dice" else {}
@@ -107,18 +128,18 @@ class Run:
 # ---------------------------------------------------------------------------------------------- one step
 
 
-def train_step(run: Run, images: Tensor, trimaps: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
+def train_step(run: Run, pixels: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
     """Warp, normalise, forward, loss, backward, update. Nothing here waits for the device.
 
     Args:
-        images: (N, 3, S, S) float32, 0 to 255.
-        trimaps: (N, 1, S, S) uint8.
-        theta, colour: the batch's part of ``augment.EpochPlan``.
+        pixels: (N, S, S, 4) uint8, red, green, blue and trimap, on the device.
+        theta, colour: the batch's part of ``augment.EpochPlan``, on the device.
 
     Returns:
         The loss, a scalar on the device.
     """
-    images, trimaps = warp(images, trimaps, theta)
+    images, trimaps = images_and_trimaps(pixels)
+    images, trimaps = warp(images, trimaps, theta, run.side)
     truth, weight = truth_and_weight(trimaps, run.settings["boundary"])
     with run.autocast():
         logits = run.model(run.normalise(recolour(images, colour)))
@@ -127,6 +148,63 @@ def train_step(run: Run, images: Tensor, trimaps: Tensor, theta: Tensor, colour:
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss.detach()
+
+
+class CapturedStep:
+    """``train_step`` on CUDA, replayed as one graph: to launch its kernels one by one takes the host longer than to run
+    them takes the device. Elsewhere it is ``train_step`` and nothing else.
+
+    The first steps at each picture size are done as they are: they choose cuDNN's algorithms and create the optimizer's
+    state, which a capture may not. They are steps of the run like all others. All batches have one shape, because the
+    plan of an epoch fills up its last one. Source: PyTorch's notes on CUDA graphs, "Whole-network capture".
+    """
+
+    def __init__(self, run: Run, enabled: bool | None = None) -> None:
+        self.run = run
+        self.enabled = run.device.type == "cuda" if enabled is None else enabled
+        self.warm_ups: dict[int, int] = {}  # by picture size
+        self.graphs: dict[int, tuple[Any, Tensor]] = {}  # by picture size: the graph, and the loss that it writes
+        self.inputs: list[Tensor] = []  # that every graph reads
+        self.stream = torch.cuda.Stream() if self.enabled else None
+        self.pool = torch.cuda.graph_pool_handle() if self.enabled else None  # of memory; no two graphs run at once
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not self.enabled:
+            return train_step(self.run, *inputs)
+        side = self.run.side
+        if self.warm_ups.get(side, 0) < WARM_UP_STEPS:
+            self.warm_ups[side] = self.warm_ups.get(side, 0) + 1
+            return self._beside(inputs)
+        if side not in self.graphs and not self._capture(side, inputs):
+            return train_step(self.run, *inputs)
+        for static, value in zip(self.inputs, inputs, strict=True):
+            static.copy_(value)
+        graph, loss = self.graphs[side]
+        graph.replay()
+        return loss
+
+    def _beside(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A step on the stream of the capture: what PyTorch keeps by stream is then warm."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            loss = train_step(self.run, *inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return loss
+
+    def _capture(self, side: int, inputs: tuple[Tensor, ...]) -> bool:
+        """Record the step; nothing is done yet. False where the network does what no graph can hold."""
+        self.inputs = self.inputs or [value.clone() for value in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                loss = train_step(self.run, *self.inputs)
+        except RuntimeError as error:
+            print(f"note: the step cannot be a CUDA graph, and is slower without ({str(error).splitlines()[0]})")
+            self.run.optimizer.zero_grad()
+            self.enabled = False
+            return False
+        self.graphs[side] = graph, loss
+        return True
 
 
 @torch.no_grad()
@@ -146,8 +224,11 @@ def update_average(run: Run) -> None:
 # ---------------------------------------------------------------------------------------------- one epoch
 
 
-def train_one_epoch(run: Run, stop: StopSignal) -> None:
+def train_one_epoch(run: Run, step: Callable[..., Tensor], stop: StopSignal) -> None:
     """Do the steps that are left of the epoch after ``run.epoch``; a stop signal ends it between two of them.
+
+    Args:
+        step: ``train_step`` of this run, or its ``CapturedStep``.
 
     Raises:
         UserError: a loss was not finite.
@@ -175,12 +256,12 @@ def train_one_epoch(run: Run, stop: StopSignal) -> None:
     started = looked = time.monotonic()
     seconds_before = run.seconds
     with bar:
-        while run.step < steps and not stop.number:
-            for group in run.optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(run.global_step / (recipe.epochs * steps))
+        for pixels in run.train.batches(plan.order[run.step * size :], size, run.device):
+            if stop.number:
+                break
+            run.learning_rate.fill_(recipe.learning_rate_at(run.global_step / (recipe.epochs * steps)))
             slots = slice(run.step * size, (run.step + 1) * size)
-            images, trimaps = run.train.batch(on_device.order[slots], run.device)
-            loss = train_step(run, images, trimaps, on_device.theta[slots], on_device.colour[slots])
+            loss = step(pixels, on_device.theta[slots], on_device.colour[slots])
             run.loss_sum += loss
             run.first_bad.copy_(torch.where((run.first_bad < 0) & ~loss.isfinite(), run.step, run.first_bad))
             run.step += 1
@@ -201,33 +282,32 @@ def refresh_batchnorm(run: Run) -> None:
     """
     if run.average is run.model:
         return
-    size = run.recipe.batch_size
     count = min(len(run.train), BATCHNORM_IMAGES)
-    index = torch.linspace(0, len(run.train) - 1, count).round().long()
-    batches = [part for part in index.split(size) if len(part) > 1 or count == 1]
-
-    def images() -> Iterator[Tensor]:
-        for part in batches:
-            yield run.normalise(run.train.batch(part, run.device)[0])
-
+    order = torch.linspace(0, len(run.train) - 1, count).round().long()
+    batches = run.train.batches(order, BATCHNORM_BATCH, run.device)
     with run.autocast():
-        update_bn(images(), run.average)
+        update_bn(
+            (run.normalise(images_and_trimaps(part)[0]) for part in batches if len(part) > 1 or count == 1), run.average
+        )
 
 
 # ---------------------------------------------------------------------------------------------- one run
 
 
-def fit(run: Run, stop: StopSignal) -> None:
-    """Train to the recipe's last epoch or to a stop signal, and save after each epoch and at the stop."""
+def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
+    """Train to the recipe's last epoch, to a wanted Dice or to a stop signal; save after each epoch and at the stop."""
     recipe, steps = run.recipe, run.steps_per_epoch
     predictor = Predictor(run.average, run.normalise, run.device, run.precision)
+    step = CapturedStep(run)
+    wanted = run.settings["stop_at_dice"] or math.inf
+    started, first_epoch = time.monotonic(), run.epoch
     while run.epoch < recipe.epochs and not stop.number:
-        train_one_epoch(run, stop)
+        train_one_epoch(run, step, stop)
         refresh_batchnorm(run)
         if run.step < steps:
-            save_last(run)
+            save_last(run, writer)
             return
-        scores = evaluate(predictor, run.valid, run.settings["boundary"], recipe.batch_size, run.criterion)
+        scores = evaluate(predictor, run.valid, run.settings["boundary"], SCORING_BATCH, run.criterion)
         row = {
             "epoch": run.epoch + 1,
             "train_loss": float(run.loss_sum) / steps,
@@ -238,27 +318,34 @@ def fit(run: Run, stop: StopSignal) -> None:
             "images_per_second": len(run.train) / run.seconds,
         }
         if recipe.score_train:
-            on_train = evaluate(predictor, run.train, run.settings["boundary"], recipe.batch_size)
+            on_train = evaluate(predictor, run.train, run.settings["boundary"], SCORING_BATCH)
             row["train_dice"] = float(on_train.dice.mean())
         run.history.append(row)
         run.epoch, run.step, run.seconds = run.epoch + 1, 0, 0.0
         run.loss_sum.zero_()
         is_best = row["valid_dice"] > run.best_dice  # never for NaN
-        if is_best:
-            run.best_dice = row["valid_dice"]
-            save_weights(run, "best")
-        if run.epoch % 50 == 0:
-            save_weights(run, str(run.epoch))
-        if run.epoch == recipe.epochs:
-            save_weights(run, "final")
-            if run.letter in recipe.state_dicts:
-                save_state_dict(run.folder.parent / recipe.state_dicts[run.letter], run.average.state_dict())
-        write_history(run.folder, run.name, run.history)
-        save_last(run)  # last, so that what it says is done has been written, whenever the power fails
-        recent = [past["seconds"] for past in run.history[-5:]]
-        left = clock(sum(recent) / len(recent) * (recipe.epochs - run.epoch))
+        is_reached = row["valid_dice"] >= wanted
+        seconds = time.monotonic() - started
+        left = clock(seconds / (run.epoch - first_epoch) * (recipe.epochs - run.epoch))
         best = " (best)" if is_best else ""
         print(recipe.epoch_line.format(**row, epochs=recipe.epochs, best=best, left=left), flush=True)
+        if is_best:
+            run.best_dice = row["valid_dice"]
+            save_weights(run, "best", writer)
+        if run.epoch % 50 == 0:
+            save_weights(run, str(run.epoch), writer)
+        if run.epoch == recipe.epochs or is_reached:
+            save_weights(run, "final", writer)
+            if run.letter in recipe.state_dicts:
+                path, state = run.folder.parent / recipe.state_dicts[run.letter], snapshot(run.average.state_dict())
+                writer.put(path, partial(save_state_dict, path, state))
+        writer.put(run.folder / "history", partial(write_history, run.folder, run.name, list(run.history)))
+        save_last(run, writer)  # last, so that what it says is done has been written, whenever the power fails
+        if is_reached:
+            print(
+                f"valid Dice {wanted} is reached after {run.epoch} epochs, {seconds:.1f} s after the first step began"
+            )
+            return
 
 
 def clock(seconds: float) -> str:
@@ -281,11 +368,16 @@ def weights(run: Run) -> dict[str, Any]:
     }
 
 
-def save_weights(run: Run, which: str) -> None:
-    save_checkpoint(run.path(which), weights(run))
+def save_weights(run: Run, which: str, writer: BackgroundWriter) -> None:
+    save(run.path(which), weights(run), writer)
 
 
-def save_last(run: Run) -> None:
+def save(path: Path, state: dict[str, Any], writer: BackgroundWriter) -> None:
+    """Save as it is now, while the training goes on."""
+    writer.put(path, partial(save_checkpoint, path, snapshot(state)))
+
+
+def save_last(run: Run, writer: BackgroundWriter) -> None:
     """Write ``<name>_last.pth``: everything that resuming exactly needs."""
     training = {
         "model": run.model.state_dict(),
@@ -297,7 +389,7 @@ def save_last(run: Run) -> None:
         "best_dice": run.best_dice,
         "samples": [len(run.train), len(run.valid)],
     }
-    save_checkpoint(run.path("last"), {**weights(run), "training": training})
+    save(run.path("last"), {**weights(run), "training": training}, writer)
 
 
 def continue_from(run: Run, state: dict[str, Any]) -> None:
@@ -314,6 +406,8 @@ def continue_from(run: Run, state: dict[str, Any]) -> None:
             )
         run.model.load_state_dict(training["model"])
         run.optimizer.load_state_dict(training["optimizer"])
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.learning_rate
         run.step, run.averaged_step = training["step"], training["averaged_step"]
         run.seconds, run.best_dice = training["seconds"], training["best_dice"]
         run.loss_sum.copy_(training["loss_sum"])
@@ -367,6 +461,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="0|N|last|best|final",
         help="last resumes exactly; N, best and final continue from those weights with a fresh optimizer and the "
         "schedule at that epoch; 0 starts from scratch, over an older run too (default: from scratch if none is there)",
+    )
+    add(
+        "--stop_at_dice",
+        type=share,
+        metavar="D",
+        help="end the run, as if it were its last epoch, as soon as the valid Dice is at least this, 0 to 1",
     )
     add("--overwrite", action="store_true", help="start from scratch and remove the run that is there")
     args = parser.parse_run_args(argv)
@@ -430,8 +530,13 @@ def prepare(args: argparse.Namespace) -> Run:
             f"the run {args.name} has done {state['epoch']} of {recipe.epochs} epochs: nothing is left to do. "
             "To go on: --load_model_epoch final --epochs MORE"
         )
-    if recipe.batch_size * (settings["image_size"] // 32) ** 2 < 2:
-        raise UserError("--batch_size 1 at --image_size below 64 leaves BatchNorm a single value; take 2 or more")
+    if state and state["history"] and state["history"][-1]["valid_dice"] >= (settings["stop_at_dice"] or math.inf):
+        raise UserError(
+            f"the run {args.name} has reached --stop_at_dice {settings['stop_at_dice']}: nothing is left to do. "
+            "To go on: --load_model_epoch final --stop_at_dice HIGHER"
+        )
+    if recipe.batch_size * (recipe.side_at(1, settings["image_size"]) // 32) ** 2 < 2:
+        raise UserError("a batch of 1 below 64x64 pixels leaves BatchNorm a single value; take 2 or more")
     device = choose_device(args.device)
     precision = choose_precision(settings["precision"], device)
 
@@ -468,10 +573,12 @@ def prepare(args: argparse.Namespace) -> Run:
     model, average = (part.to(device, memory_format=torch.channels_last) for part in (model, average))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     undecayed = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm and biases
+    learning_rate = torch.tensor(0.0, device=device)
     optimizer = OPTIMIZERS[recipe.optimizer](
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
+        lr=learning_rate,
         fused=True,
+        **({"capturable": True} if device.type == "cuda" and recipe.optimizer != "sgd" else {}),
     )
     run = Run(
         args.name,
@@ -487,6 +594,7 @@ def prepare(args: argparse.Namespace) -> Run:
         average,
         Normalise(recipe.mean, recipe.std).to(device),
         optimizer,
+        learning_rate,
     )
     run.loss_sum, run.first_bad = run.loss_sum.to(device), run.first_bad.to(device)
     if state:
@@ -526,11 +634,12 @@ def main(argv: list[str] | None = None) -> None:
         again += f" --name {run.name}"
     again += where
     with StopSignal() as stop:
-        if args.load_model_epoch in (None, "0"):
-            clear_folder(run)
-            save_weights(run, "0")
         try:
-            fit(run, stop)
+            with BackgroundWriter() as writer:
+                if args.load_model_epoch in (None, "0"):
+                    clear_folder(run)
+                    save_weights(run, "0", writer)
+                fit(run, stop, writer)
         finally:  # also of a run that fails
             if run.history:
                 draw_run(run)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,51 @@ import torch
 from torch import nn
 
 import atomic
-from checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
+from checkpoint import BackgroundWriter, checkpoint_path, load_checkpoint, save_checkpoint, snapshot
 from options import UserError
 
 
 def state_dict() -> dict:
     return {"model": {"weight": torch.randn(3, 2), "count": torch.tensor(7)}, "run": {"seed": 3, "pair": (1, 2)}}
+
+
+def test_background_writer_keeps_the_order_and_writes_the_newest(tmp_path: Path) -> None:
+    written, gate = [], threading.Event()
+    with BackgroundWriter() as writer:
+        writer.put(tmp_path / "first", lambda: (gate.wait(10), written.append("first")))
+        for name in ("best 1", "last 1", "best 2", "last 2", "last 3"):  # all while the first is being written
+            writer.put(tmp_path / name.split()[0], partial(written.append, name))
+        assert written == []
+        gate.set()
+    assert written == ["first", "best 2", "last 3"]  # all is written when the with is left
+
+
+def test_background_writer_passes_on_what_went_wrong(tmp_path: Path) -> None:
+    written = []
+
+    def full_disk() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"), BackgroundWriter() as writer:
+        writer.put(tmp_path / "a", full_disk)
+        writer._thread.join()
+        with pytest.raises(OSError, match="No space"):
+            writer.put(tmp_path / "b", lambda: written.append("b"))
+    assert written == []
+    with pytest.raises(KeyError, match="of the training"), BackgroundWriter() as writer:
+        writer.put(tmp_path / "a", full_disk)
+        raise KeyError("of the training")  # is not hidden by the disk's
+
+
+def test_a_snapshot_stays_as_it_was() -> None:
+    weight, history = torch.zeros(3, requires_grad=True), [{"epoch": 1}]
+    taken = snapshot({"weight": weight, "history": history, "pair": (1, 2)})
+    with torch.no_grad():
+        weight += 1
+    history[0]["epoch"] = 2
+    assert taken["weight"].tolist() == [0, 0, 0]
+    assert not taken["weight"].requires_grad
+    assert (taken["history"], taken["pair"]) == ([{"epoch": 1}], (1, 2))
 
 
 def test_round_trip(tmp_path: Path) -> None:

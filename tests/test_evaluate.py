@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
 from augment import Normalise
-from evaluate import Predictor, dice_and_iou, dice_score, evaluate
+from evaluate import Predictor, dice_and_iou, dice_score, evaluate, fold_batchnorm
 from losses import BOUNDARIES, bce_dice_loss, truth_and_weight
-from oxford_pet import Split
+from models import NETWORKS, build_network
+from oxford_pet import Split, images_and_trimaps
 
 CPU = torch.device("cpu")
 
@@ -112,7 +113,7 @@ def test_scores_do_not_depend_on_the_batch_size(
     predictor: Predictor, split: Split, batch_size: int, boundary: str
 ) -> None:
     scores = evaluate(predictor, split, boundary, batch_size, bce_dice_loss)
-    images, trimaps = split.batch(slice(None), CPU)
+    images, trimaps = images_and_trimaps(split.pixels)
     truth, weight = truth_and_weight(trimaps, boundary)
     dice, iou = dice_and_iou(predictor(images) > 0, truth, weight)
     np.testing.assert_array_equal(scores.dice, dice.numpy())
@@ -161,8 +162,38 @@ def test_visit_sees_every_sample_in_order(predictor: Predictor, split: Split) ->
     evaluate(predictor, split, "pet", 3, visit=lambda start, logits: seen.append((start, logits.clone())))
     assert [start for start, _ in seen] == [0, 3, 6]
     logits = torch.cat([part for _, part in seen])
-    torch.testing.assert_close(logits, predictor(split.batch(slice(None), CPU)[0]))
+    torch.testing.assert_close(logits, predictor(images_and_trimaps(split.pixels)[0]))
     assert (logits.shape, logits.dtype) == ((7, 1, 12, 12), torch.float32)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_folding_the_batchnorm_changes_nothing(network: str) -> None:
+    torch.manual_seed(0)
+    model = build_network(network)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(value, std=0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    images = torch.rand(2, 3, 48, 80)
+    expected = model.eval()(images).detach()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold_batchnorm(model)
+    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert left == (["head.3"] if network == "lab3.ResNet34_UNet" else [])  # which stands behind a ReLU
+    torch.testing.assert_close(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(folded(images[:1, :, :33, :70]), model(images[:1, :, :33, :70]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_that_cannot_be_traced_stays_as_it_is() -> None:
+    class Branching(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images[:, :1] if images.mean() > 0 else -images[:, :1]
+
+    model = Branching()
+    assert fold_batchnorm(model) is model
 
 
 class Columns(nn.Module):
@@ -173,7 +204,7 @@ class Columns(nn.Module):
 
 
 def test_flip_average_is_the_mean_with_the_mirrored_picture(predictor: Predictor, split: Split) -> None:
-    images = split.batch(slice(None), CPU)[0]
+    images = images_and_trimaps(split.pixels)[0]
     assert (predictor_of(Columns(), flip_average=True)(images) == 5.5).all()
     symmetric = nn.Conv2d(3, 1, 1)
     torch.testing.assert_close(predictor_of(symmetric, flip_average=True)(images), predictor_of(symmetric)(images))

@@ -14,21 +14,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import oxford_pet
 from options import UserError
 from oxford_pet import (
     SimpleOxfordPetDataset,
+    Split,
     decode_image,
     decode_trimap,
     download,
     find_root,
     image_path,
+    images_and_trimaps,
     in_threads,
     load_dataset,
     load_split,
@@ -41,6 +45,32 @@ from oxford_pet import (
 )
 
 SIDE = 32
+
+
+class Elsewhere:
+    """Pixels that are not on the device: a memory map that does not fit."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels, self.device, self.fetched = pixels, SimpleNamespace(type="disk"), 0
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        self.fetched += 1
+        return self.pixels[index]
+
+
+def test_batches_are_the_same_wherever_the_pixels_lie(drawn_pets: Path) -> None:
+    split = load_split(drawn_pets, "train", SIDE)
+    cpu, order = torch.device("cpu"), torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    here = list(split.batches(order, 4, cpu))
+    assert [len(part) for part in here] == [4, 4, 4, 4, 2]
+    assert torch.equal(torch.cat(here), split.pixels[order])
+    away = Split(split.root, split.mode, split.names, Elsewhere(split.pixels))
+    assert torch.equal(torch.cat(list(away.batches(order, 4, cpu))), split.pixels[order])
+    away.pixels.fetched = 0
+    batches = away.batches(order, 4, cpu)
+    next(batches)
+    batches.close()
+    assert away.pixels.fetched <= 2  # one batch ahead, no further
 
 
 def cache_files(root: Path) -> list[str]:
@@ -315,7 +345,7 @@ def test_whole_split_holds_the_samples_of_the_dataset(drawn_pets: Path, mode: st
     split, dataset = load_split(drawn_pets, mode, SIDE), SimpleOxfordPetDataset(drawn_pets, mode, image_size=SIDE)
     assert len(split) == len(dataset) == {"train": 18, "valid": 2, "test": 20}[mode]
     assert split.names == dataset.filenames
-    images, trimaps = split.batch(slice(None), split.pixels.device)
+    images, trimaps = images_and_trimaps(split.pixels)
     for image, trimap, sample in zip(images, trimaps, (dataset[i] for i in range(len(dataset))), strict=True):
         np.testing.assert_array_equal(image.numpy(), sample["image"])
         np.testing.assert_array_equal(trimap.numpy(), sample["trimap"])
@@ -441,7 +471,7 @@ def test_folder_that_takes_no_cache_is_noted_and_the_data_is_right(
     else:
         monkeypatch.setattr(oxford_pet, "atomic_write", no_room)
     split, dataset = load_split(pets, "valid", SIDE), SimpleOxfordPetDataset(pets, "valid", image_size=SIDE)
-    np.testing.assert_array_equal(split.batch(slice(1, 2), split.pixels.device)[0][0].numpy(), dataset[1]["image"])
+    np.testing.assert_array_equal(images_and_trimaps(split.pixels[1:2])[0][0].numpy(), dataset[1]["image"])
     assert "note: the decoded valid split is not kept" in capsys.readouterr().err
 
 

@@ -174,7 +174,7 @@ def test_a_report_is_trained_by_its_recipe_and_resumed(
     use_tiny(monkeypatch, recipe)
     runs: list[train.Run] = []
     fit = train.fit
-    monkeypatch.setattr(train, "fit", lambda run, stop: (runs.append(run), fit(run, stop)))
+    monkeypatch.setattr(train, "fit", lambda run, *rest: (runs.append(run), fit(run, *rest)))
     flags = ["--model", "R", "--recipe", recipe, "--data_path", str(drawn_pets), *TINY, "--save_path", str(tmp_path)]
     train.main([*flags, "--epochs", "2", "--train_images", "9"])
     run = runs[0]

@@ -1,0 +1,247 @@
+"""What makes it fast, guarded without timing anything."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import oxford_pet
+import train
+from options import StopSignal
+from oxford_pet import read_split
+from recipes import RECIPES
+
+
+@pytest.fixture
+def prepare(drawn_pets: Path, tmp_path: Path) -> Callable[..., train.Run]:
+    """A run that could begin: 18 images of 32x32 in batches of 6, 3 steps an epoch."""
+
+    def call(*flags: str) -> train.Run:
+        small = [
+            "--data_path",
+            str(drawn_pets),
+            "--image_size",
+            "32",
+            "--batch_size",
+            "6",
+            "--save_path",
+            str(tmp_path),
+        ]
+        return train.prepare(train.parse_args(["--model", "R", *small, *flags]))
+
+    return call
+
+
+class Waits(TorchDispatchMode):
+    """Counts where the host reads a number from the device: .item(), float(), bool()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> object:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flags", [[], ["--recipe", "lab3"]])
+def test_the_host_waits_once_an_epoch_and_never_in_a_step(
+    prepare: Callable[..., train.Run], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_LOOKS", 1e9)
+    run = prepare(*flags)
+    with Waits() as waits:
+        train.train_one_epoch(run, train.CapturedStep(run), StopSignal())
+    assert run.step == 3
+    assert waits.count == 1  # the look at the epoch's end
+    with Waits() as waits:
+        float(torch.ones(1))
+    assert waits.count == 1  # it does count
+
+
+def test_every_picture_is_decoded_once_a_run(
+    tiny_network: None, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: Counter[str] = Counter()
+    decode = oxford_pet.decode_image
+    monkeypatch.setattr(oxford_pet, "decode_image", lambda path: (decoded.update([path.stem]), decode(path))[1])
+    flags = ["--model", "R", "--data_path", str(pets), "--image_size", "32", "--save_path", str(tmp_path)]
+    train.main([*flags, "--epochs", "2"])
+    assert decoded == Counter([*read_split(pets, "train"), *read_split(pets, "valid")])
+    decoded.clear()
+    train.main([*flags, "--epochs", "1", "--overwrite"])
+    assert not decoded
+
+
+# ---------------------------------------------------------------------------------------------- the captured step
+
+
+class FakeGraph:
+    """What a CUDA graph does, as far as its user sees: capturing does nothing, replaying does what was captured."""
+
+    def replay(self) -> None:
+        self.replays += 1
+        inputs, loss = self.captured
+        loss.copy_(work(inputs))
+
+
+def work(inputs: tuple[Tensor, ...]) -> Tensor:
+    return sum(value.double().sum() for value in inputs)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    """Stand-ins for streams and graphs, on a machine without CUDA; the graphs that are captured."""
+    graphs: list[FakeGraph] = []
+
+    class Stream:
+        def wait_stream(self, _: "Stream") -> None:
+            pass
+
+    @contextmanager
+    def nothing(*_: object, **__: object):
+        yield
+
+    @contextmanager
+    def capture(graph: FakeGraph, **_: object):
+        graphs.append(graph)
+        graph.replays = 0
+        yield
+
+    def train_step(run: train.Run, *inputs: Tensor) -> Tensor:
+        if graphs and not hasattr(graphs[-1], "captured"):
+            graphs[-1].captured = inputs, torch.full((), float("nan"), dtype=torch.float64)
+            return graphs[-1].captured[1]
+        return work(inputs)
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": nothing,
+        "graph": capture,
+        "CUDAGraph": FakeGraph,
+        "graph_pool_handle": object,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return graphs
+
+
+def test_captured_step_warms_up_and_replays_what_it_is_given(
+    prepare: Callable[..., train.Run], fake_cuda: list[FakeGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare()
+    step = train.CapturedStep(run, enabled=True)
+    for number in range(8):
+        inputs = tuple(torch.rand(3) for _ in range(3))
+        assert step(*inputs) == work(inputs)
+        assert len(fake_cuda) == (number >= train.WARM_UP_STEPS)
+    assert fake_cuda[0].replays == 8 - train.WARM_UP_STEPS
+    monkeypatch.setattr(train.Run, "side", 16)  # another size of pictures is another graph
+    for _ in range(8):
+        inputs = tuple(torch.rand(3) for _ in range(3))
+        assert step(*inputs) == work(inputs)
+    assert [graph.replays for graph in fake_cuda] == [8 - train.WARM_UP_STEPS] * 2
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(
+    prepare: Callable[..., train.Run],
+    fake_cuda: list[FakeGraph],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def refuse(*_: object, **__: object):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    step = train.CapturedStep(prepare(), enabled=True)
+    for _ in range(8):
+        inputs = tuple(torch.rand(3) for _ in range(3))
+        assert step(*inputs) == work(inputs)
+    assert capsys.readouterr().out.count("the step cannot be a CUDA graph") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_captured_on_cuda_is_the_step_itself(drawn_pets: Path, tmp_path: Path) -> None:
+    """The same losses with and without the graph, at both sizes of pictures, and nothing that waits in either."""
+    losses = []
+    for enabled in (False, True):
+        flags = [
+            "--model",
+            "R",
+            "--data_path",
+            str(drawn_pets),
+            "--image_size",
+            "64",
+            "--batch_size",
+            "6",
+            "--recipe",
+            "fast",
+        ]
+        run = train.prepare(train.parse_args([*flags, "--save_path", str(tmp_path / str(enabled)), "--epochs", "4"]))
+        step = train.CapturedStep(run, enabled)
+        seen: list[Tensor] = []
+
+        def watched(*inputs: Tensor, step=step, seen=seen) -> Tensor:
+            torch.cuda.set_sync_debug_mode("error" if len(seen) % 6 >= train.WARM_UP_STEPS + 1 else "default")
+            try:
+                seen.append(step(*inputs).clone())
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            return seen[-1]
+
+        run.model.train()
+        for run.epoch in range(4):
+            run.step = 0
+            train.train_one_epoch(run, watched, StopSignal())
+        assert len(step.graphs) == (2 if enabled else 0)
+        losses.append(torch.stack(seen).cpu())
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0.02)
+
+
+# ---------------------------------------------------------------------------------------------- the recipe fast
+
+
+def test_fast_sees_small_pictures_first(
+    tiny_network: None, drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = dataclasses.replace(
+        RECIPES["fast"], networks=RECIPES["default"].networks, epochs=4, half_size_share=0.5, batch_size=6
+    )
+    monkeypatch.setitem(RECIPES, "fast", tiny)
+    sides: list[int] = []
+    normalise = train.Normalise.forward
+
+    def spy(self: train.Normalise, images: Tensor) -> Tensor:
+        sides.append(images.shape[-1])
+        return normalise(self, images)
+
+    monkeypatch.setattr(train.Normalise, "forward", spy)
+    monkeypatch.setattr(train, "refresh_batchnorm", lambda run: None)
+    flags = ["--model", "R", "--recipe", "fast", "--data_path", str(drawn_pets), "--image_size", "64"]
+    train.main([*flags, "--save_path", str(tmp_path)])
+    # 3 steps an epoch, then valid in one batch, at full size always
+    assert [list(group) for _, group in itertools.groupby(sides)] == [[32] * 3, [64], [32] * 3, [64] * 9]
+
+
+def test_stop_at_dice_ends_the_run_as_its_last_epoch(
+    tiny_network: None, drawn_pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", "R", "--data_path", str(drawn_pets), "--image_size", "32", "--save_path", str(tmp_path)]
+    train.main([*flags, "--epochs", "5", "--stop_at_dice", "0.01"])
+    assert "valid Dice 0.01 is reached after 1 epochs, " in capsys.readouterr().out
+    state = train.load_checkpoint(tmp_path / "R" / "R_epoch_final.pth")
+    assert (state["epoch"], state["run"]["stop_at_dice"]) == (1, 0.01)
+    with pytest.raises(train.UserError, match=r"has reached --stop_at_dice 0.01.*--load_model_epoch final"):
+        train.main([*flags, "--load_model_epoch", "last"])
+    train.main([*flags, "--load_model_epoch", "final", "--stop_at_dice", "1", "--epochs", "2"])
+    assert train.load_checkpoint(tmp_path / "R" / "R_epoch_final.pth")["epoch"] == 2
