@@ -13,22 +13,33 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate import Scores, add_scoring_options, parse_scoring_args, score_checkpoint
+from evaluate import Scores, add_scoring_options, parse_scoring_args, resize_logits, score_checkpoint
 from losses import truth_and_weight
 from options import OUTPUTS, ArgumentParser, run_script
 from oxford_pet import Split, decode_image, decode_trimap, image_path, trimap_path
 from report import draw_contact_sheet, overlay
 
 
-def write_prediction(output: Path, name: str, image: np.ndarray, mask: np.ndarray) -> None:
+def write_prediction(output: Path, overlays: bool, name: str, picture: Path, logits: np.ndarray) -> None:
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the picture's own size.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool.
+        overlays: whether to write those, which takes longer than all else that is done to a picture.
+        picture: its file.
+        logits: (S, S) float32.
     """
+    if overlays:
+        image = decode_image(picture)
+        height, width = image.shape[:2]
+    else:
+        with Image.open(picture) as header:
+            width, height = header.size
+    mask = resize_logits(logits, height, width) > 0
     output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
-    Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png", compress_level=3)
+    if not overlays:
+        return
+    image = decode_image(picture)
     laid = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
     (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", laid, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 
@@ -59,6 +70,7 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Predict the test pictures with a checkpoint.")
     add_scoring_options(parser)
+    parser.add_argument("--masks_only", action="store_true", help="no overlays: on a GPU, they take the longest")
     parser.add_argument(
         "--output", type=Path, help=f"folder of the pictures (default: {OUTPUTS.name}/ and the run's name)"
     )
@@ -69,9 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     output = args.output or OUTPUTS / args.name
     started = time.monotonic()
-    scores, split = score_checkpoint(args, "test", partial(write_prediction, output))
+    scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
     sheet = write_contact_sheet(output, scores, split)
-    print(f"wrote {len(split)} masks and overlays to {output} in {time.monotonic() - started:.1f} s\nlook at {sheet}")
+    what = "masks" if args.masks_only else "masks and overlays"
+    print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s\nlook at {sheet}")
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    tinted = cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0)
-    laid = np.where(mask[:, :, None], tinted, (image * 0.6).astype(np.uint8))
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    thickness = max(1, round(min(mask.shape) / 150))
-    return cv2.drawContours(np.ascontiguousarray(laid), outlines, -1, WHITE, thickness)
+    mask = mask.astype(np.uint8)
+    laid = cv2.convertScaleAbs(image, alpha=0.6)
+    cv2.copyTo(cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0), mask, laid)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(laid, outlines, -1, WHITE, max(1, round(min(mask.shape) / 150)))
 
 
 def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176) -> np.ndarray:
