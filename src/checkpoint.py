@@ -79,9 +79,9 @@ def _save(path: Path, content: dict[str, Any]) -> None:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy of plain data that stays as it is when the training goes on; its tensors stay on their device."""
+    """A copy of plain data that stays as it is when the training goes on; in CUDA's memory for what lies there."""
     if isinstance(state, Tensor):
-        return state.detach().clone()
+        return state.detach().clone() if state.is_cuda else state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
     return [snapshot(value) for value in state] if isinstance(state, list) else state

@@ -150,17 +150,15 @@ def decode_trimap(path: Path) -> np.ndarray:
             trimap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if trimap is None or trimap.ndim != 2 or trimap.dtype != np.uint8:
         trimap = _decode_with_pillow(path, data, None)
-    if trimap.ndim == 2 and trimap.dtype == np.uint8:
-        values = np.flatnonzero(cv2.calcHist([trimap], [0], None, [256], [0, 256]))  # four times as fast as np.unique
-    else:
+    is_whole_numbered = trimap.dtype.kind in "iu"
+    if trimap.ndim != 2 or not (is_whole_numbered and trimap.min() >= PET and trimap.max() <= BOUNDARY):
         values = np.unique(trimap)
-    if trimap.ndim != 2 or not np.isin(values, (PET, BACKGROUND, BOUNDARY)).all():
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
         raise UserError(
             f"{path} is no trimap: it should have one channel of 1 (pet), 2 (background), 3 (boundary); "
             f"its shape is {trimap.shape} and its values are {shown}"
         )
-    return trimap.astype(np.uint8)
+    return trimap.astype(np.uint8, copy=False)
 
 
 def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray:
@@ -179,11 +177,16 @@ def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) to (height, width, 3): bilinear; where it shrinks, the mean over the area: nothing is skipped."""
+    """(H, W, 3) to (height, width, 3): bilinear; where it shrinks to less than half, the mean over the area.
+
+    Down to half, two neighbours leave nothing out, and take a seventh of the time.
+    """
     if image.shape[:2] == (height, width):
         return image
+    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
     shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    interpolation = cv2.INTER_AREA if shrinks and skips else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def resize_trimap(trimap: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -353,7 +356,8 @@ def decode_all(root: Path, names: list[str], image_size: int) -> Iterator[np.nda
 
     def decode(name: str) -> np.ndarray:
         image, trimap = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name))
-        return np.dstack((resize_image(image, image_size, image_size), resize_trimap(trimap, image_size, image_size)))
+        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
+        return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
     return in_threads(decode, names)
 
@@ -380,7 +384,7 @@ def cpu_cores() -> int:
 
 def _cache_key(root: Path, names: list[str]) -> str:
     """Changes with whatever the decoded arrays depend on."""
-    digest = hashlib.sha256(b"decoder 1")
+    digest = hashlib.sha256(b"decoder 2")
     for name in names:
         for path in (image_path(root, name), trimap_path(root, name)):
             try:

@@ -42,7 +42,8 @@ class Recipe:
     # weights that one would use are the trained ones, with the BatchNorm statistics that gathered in training.
     average_steps: int = 400
     epochs: int = 200
-    half_size_share: float = 0.0  # of the epochs: the first of them see pictures of half the height and width
+    # Pairs of a share of the epochs and a divisor: until then, height and width of the pictures are divided by that.
+    smaller_until: tuple[tuple[float, int], ...] = ()
     batch_size: int = 16
     score_train: bool = False  # after each epoch, also the Dice on the training images as they are
     state_dicts: dict[str, str] = field(default_factory=dict)  # file in the folder of all runs for the final weights
@@ -89,7 +90,8 @@ class Recipe:
             "decay": is_in(1e-6, self.decay, 1),
             "average_steps": is_in(0, self.average_steps),
             "epochs": is_in(1, self.epochs) and self.epochs == int(self.epochs),
-            "half_size_share": is_in(0, self.half_size_share, 1),
+            "smaller_until": isinstance(self.smaller_until, tuple | list)
+            and all(len(pair) == 2 and is_in(0, pair[0], 1) and pair[1] in (1, 2, 4, 8) for pair in self.smaller_until),
             "batch_size": is_in(1, self.batch_size) and self.batch_size == int(self.batch_size),
             "state_dicts": isinstance(self.state_dicts, dict) and self.state_dicts.keys() <= {"U", "R"},
             "epoch_line": can_be_filled(self.epoch_line, **row),
@@ -142,7 +144,8 @@ class Recipe:
 
     def side_at(self, epoch: int, side: int) -> int:
         """Height and width of what the network sees in an epoch, counted from 1, of a run at ``side`` pixels."""
-        return side // 2 if epoch <= self.half_size_share * self.epochs and side >= 64 else side
+        divisor = next((divisor for until, divisor in self.smaller_until if epoch <= until * self.epochs), 1)
+        return max(side // divisor, min(side, 32))
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate of a recipe ``for_letter``, by the share of all steps that are done (0 to 1)."""
@@ -173,7 +176,7 @@ RECIPES = {
         name="fast",
         augmentation=Augmentation(horizontal_flip=0.5),
         epochs=16,
-        half_size_share=0.5,
+        smaller_until=((0.25, 4), (0.6, 2)),
     ),
     # Report lab2 (0.7491 and 0.9011 on test). It gives no batch size, and "more than 80" epochs: 16 and 100 are ours.
     "lab2": dataclasses.replace(

@@ -255,6 +255,7 @@ def train_one_epoch(run: Run, step: Callable[..., Tensor], stop: StopSignal) -> 
     )
     started = looked = time.monotonic()
     seconds_before = run.seconds
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the search for the fastest kernels pays
     with bar:
         for pixels in run.train.batches(plan.order[run.step * size :], size, run.device):
             if stop.number:
@@ -271,6 +272,7 @@ def train_one_epoch(run: Run, step: Callable[..., Tensor], stop: StopSignal) -> 
                 look()
                 looked = time.monotonic()
         look()
+    torch.backends.cudnn.benchmark = False  # what follows has other shapes, and comes too rarely
     run.seconds = seconds_before + time.monotonic() - started
 
 
@@ -547,7 +549,6 @@ def prepare(args: argparse.Namespace) -> Run:
     resolved = root.resolve()
     settings["data_path"] = str(resolved.relative_to(REPO) if resolved.is_relative_to(REPO) else resolved)
 
-    torch.backends.cudnn.benchmark = True  # on CUDA: all batches have one shape
     torch.manual_seed(settings["seed"])
     model = build_network(network)
     average = model

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,8 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oxford_pet
+import peers
+import roofline
 import train
-from options import StopSignal
+from options import REPO, StopSignal
 from oxford_pet import read_split
 from recipes import RECIPES
 
@@ -215,7 +220,11 @@ def test_fast_sees_small_pictures_first(
     tiny_network: None, drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = dataclasses.replace(
-        RECIPES["fast"], networks=RECIPES["default"].networks, epochs=4, half_size_share=0.5, batch_size=6
+        RECIPES["fast"],
+        networks=RECIPES["default"].networks,
+        epochs=4,
+        smaller_until=((0.25, 4), (0.5, 2)),
+        batch_size=6,
     )
     monkeypatch.setitem(RECIPES, "fast", tiny)
     sides: list[int] = []
@@ -227,10 +236,10 @@ def test_fast_sees_small_pictures_first(
 
     monkeypatch.setattr(train.Normalise, "forward", spy)
     monkeypatch.setattr(train, "refresh_batchnorm", lambda run: None)
-    flags = ["--model", "R", "--recipe", "fast", "--data_path", str(drawn_pets), "--image_size", "64"]
+    flags = ["--model", "R", "--recipe", "fast", "--data_path", str(drawn_pets), "--image_size", "128"]
     train.main([*flags, "--save_path", str(tmp_path)])
     # 3 steps an epoch, then valid in one batch, at full size always
-    assert [list(group) for _, group in itertools.groupby(sides)] == [[32] * 3, [64], [32] * 3, [64] * 9]
+    assert [list(group) for _, group in itertools.groupby(sides)] == [[32] * 3, [128], [64] * 3, [128] * 9]
 
 
 def test_stop_at_dice_ends_the_run_as_its_last_epoch(
@@ -245,3 +254,55 @@ def test_stop_at_dice_ends_the_run_as_its_last_epoch(
         train.main([*flags, "--load_model_epoch", "last"])
     train.main([*flags, "--load_model_epoch", "final", "--stop_at_dice", "1", "--epochs", "2"])
     assert train.load_checkpoint(tmp_path / "R" / "R_epoch_final.pth")["epoch"] == 2
+
+
+# ---------------------------------------------------------------------------------------------- what measures it
+
+
+def test_kernels_are_counted_by_hand() -> None:
+    """A convolution of 3 to 8 channels with a 3x3 window on 2 pictures of 16x16, forward and backward, and its ReLU."""
+    convolution = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    images = torch.randn(2, 3, 16, 16)
+    kernels = {
+        kernel.name: kernel for kernel in roofline.count_kernels(lambda: convolution(images).relu().sum().backward())
+    }
+    pixels, weights = 2 * 16 * 16, 8 * 3 * 9
+    operations = 2 * pixels * weights
+    inputs, outputs = 4 * 3 * pixels, 4 * 8 * pixels
+    assert kernels["convolution"] == roofline.Kernel("convolution", operations, inputs + outputs + 4 * weights)
+    # the pictures need no gradient: one product, that of the weights
+    assert kernels["convolution_backward"].operations == operations
+    assert kernels["convolution_backward"].bytes == outputs + inputs + 4 * weights + 4 * weights
+    assert kernels["relu"] == roofline.Kernel("relu", 0, 2 * outputs)
+    assert kernels["threshold_backward"].bytes == 3 * outputs
+    ceilings = roofline.Ceilings(operations=1e6, bytes=1e9)
+    shortest = roofline.shortest_seconds([kernels["convolution"], kernels["relu"]], ceilings)
+    assert shortest == pytest.approx(operations / 1e6 + 2 * outputs / 1e9)
+
+
+def test_plain_loop_learns_what_ours_learns_from(tiny_network: None, drawn_pets: Path) -> None:
+    loop = peers.PlainLoop("R", drawn_pets, side=32, batch_size=6)
+    assert loop.train_one_epoch() == 18
+    seconds, dice = zip(*loop.until(dice=0.99, epochs=3), strict=True)
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert all(0 < value < 1 for value in dice)
+    image, mask = loop.valid[0]
+    pixels = oxford_pet.load_split(drawn_pets, "valid", 32).pixels[0].numpy()
+    assert image.shape == (3, 32, 32)
+    assert (mask[0].bool().numpy() == (pixels[:, :, 3] != 2)).mean() > 0.97  # Pillow's nearest differs by half a pixel
+
+
+def test_speed_script_writes_what_it_prints(drawn_pets: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(REPO / "benchmarks" / "speed.py"), "--what", "data", "--data_path", str(drawn_pets),
+        "--image_size", "32", "--images", "8", "--repeats", "2", "--results", str(tmp_path), "--against", "",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "data-cpu.json").read_text())
+    assert str(drawn_pets) not in json.dumps(report)  # no paths of the machine
+    rows = report["rows"]["data"]
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert len(row["seconds"]) == 2
+        assert f"| {name} | {row['images_per_second']:,.1f} |" in done.stdout
