@@ -1,7 +1,7 @@
 """How fast a step could be at best: the work of its kernels, counted, over the two ceilings of the machine, measured.
 
-A kernel takes at least the longer of two times: its floating-point operations over the fastest matrix product, and its
-bytes over the fastest copy (Williams et al., "Roofline", 2009). Counted are the convolutions, normalisations and
+A kernel takes at least the longer of two times: its floating-point operations over the fastest product, and its bytes
+over the fastest copy (Williams et al., "Roofline", 2009). Counted are the convolutions, normalisations and
 activations, forward and backward: the operations by PyTorch's own formulas, the bytes of what each reads and writes,
 saved tensors among them, once each. Everything else (casts, the optimizer, the loss) is left out, so that the sum is a
 bound that no program of these kernels can beat; one that fuses them can.
@@ -79,12 +79,23 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_ceilings(device: torch.device, precision: torch.dtype) -> Ceilings:
-    """The fastest of a few large matrix products, and a copy many times as large as the caches; both of random data."""
+    """The fastest of some large products, and a copy many times as large as the caches; all of random data.
+
+    Among the products is a convolution: on some CPUs, PyTorch's library for those is the faster one.
+    """
     sides = (4096, 8192) if device.type == "cuda" else (1024, 2048)
     rates = []
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(precision) for _ in range(2))
         rates.append(2 * side**3 / median_seconds(lambda a=a, b=b: a @ b, device))
+    for channels, pixels in ((256, 32), (256, 8), (64, 32)):
+        images = torch.randn(16, channels, pixels, pixels, device=device).to(precision)
+        weight = torch.randn(channels, channels, 3, 3, device=device).to(precision)
+        images, weight = (value.contiguous(memory_format=torch.channels_last) for value in (images, weight))
+        operations = 2 * 9 * channels * channels * 16 * pixels * pixels
+        with torch.inference_mode():
+            seconds = median_seconds(lambda i=images, w=weight: torch.conv2d(i, w, padding=1), device)
+        rates.append(operations / seconds)
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     seconds = median_seconds(lambda: target.copy_(source), device)

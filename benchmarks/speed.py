@@ -500,8 +500,8 @@ def compare(what: str, letter: str, args: argparse.Namespace) -> dict[str, dict[
 def growth(letter: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Steps at other image sizes and batches, and where a data set ends to fit."""
     rows = {}
-    for side in sorted({64, 128, 256, args.image_size} if torch.cuda.is_available() else {64, 96, 128, 192}):
-        for batch in (4, 16, 64):
+    for side in (64, 128, 256):
+        for batch in (4, 16, 32):
             flags = [*without(sys.argv[1:], "--image_size", "--batch_size", "--what", "--models"), "--image_size", side]
             flags += ["--batch_size", batch, "--what", "step", "--models", letter, "--worker", "step", letter, "ours"]
             command = [sys.executable, __file__, *map(str, flags)]

@@ -91,7 +91,8 @@ class BackgroundWriter:
     """Writes files in a thread beside the training, one by one, in the order that they were put in.
 
     What is put in again before its turn has come is written once, in its newest state: a disk that is slower than the
-    training makes the files rarer, not the training slower. Leaving the ``with`` waits until all is on the disk.
+    training makes the files rarer, not the training slower. All that waits is written before what comes after it, so
+    that each file has its turn. Leaving the ``with`` waits until all is on the disk.
 
     Raises:
         OSError: from ``put`` or at the end: the disk is full, say. Nothing is written after that.
@@ -109,7 +110,7 @@ class BackgroundWriter:
     def put(self, path: Path, write: Callable[[], None]) -> None:
         """Have something written: ``write`` is called in the thread. ``path`` says what is the same thing, newer."""
         after = None
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             after = torch.cuda.Event()
             after.record()  # the copies that are written were only asked for so far
         with self._changed:
@@ -133,9 +134,10 @@ class BackgroundWriter:
                 self._changed.wait_for(lambda: self._waiting or self._ends)
                 if not self._waiting:
                     return
-                write = self._waiting.pop(next(iter(self._waiting)))
+                round_of_writes, self._waiting = self._waiting, {}
             try:
-                write()
+                while round_of_writes:
+                    round_of_writes.pop(next(iter(round_of_writes)))()  # popped: what is written is not kept in memory
             except Exception as error:
                 with self._changed:
                     self._error = error

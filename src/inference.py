@@ -39,7 +39,6 @@ def write_prediction(output: Path, overlays: bool, name: str, picture: Path, log
     Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png", compress_level=3)
     if not overlays:
         return
-    image = decode_image(picture)
     laid = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
     (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", laid, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 

@@ -115,6 +115,17 @@ def is_whole(data: bytes) -> bool:
     return data.startswith(b"\x89PNG") and b"IEND" in data[-16:]
 
 
+def jpeg_components(data: bytes) -> int:
+    """How many colour components a JPEG has, by its frame header (ITU T.81, B.2.2); 0 if that is not found."""
+    at = 2
+    while data.startswith(b"\xff\xd8") and at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9]
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
 def decode_image(path: Path) -> np.ndarray:
     """Decode a picture to RGB, whatever it is: grey, palette, RGBA, CMYK, 16 bit, GIF, and whatever its name ends in.
 
@@ -126,15 +137,20 @@ def decode_image(path: Path) -> np.ndarray:
     Raises:
         UserError: missing, truncated, or not a picture.
     """
+    return cv2.cvtColor(decode_bgr(path), cv2.COLOR_BGR2RGB)
+
+
+def decode_bgr(path: Path) -> np.ndarray:
+    """``decode_image`` with the channels in OpenCV's order: blue, green, red."""
     data = read_bytes(path)
-    is_cmyk = data.startswith(b"\xff\xd8") and b"Adobe" in data[:4096]
+    is_cmyk = b"Adobe" in data[:4096] and jpeg_components(data) == 4  # OpenCV would not see the inversion
     if is_whole(data) and not is_cmyk:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if image is not None:
-                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return _decode_with_pillow(path, data, "RGB")
+                return image
+    return cv2.cvtColor(_decode_with_pillow(path, data, "RGB"), cv2.COLOR_RGB2BGR)
 
 
 def decode_trimap(path: Path) -> np.ndarray:
@@ -276,7 +292,7 @@ class Split:
     def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
         """Samples in an order, some at a time, as pixels (N, S, S, 4) uint8 on a device.
 
-        Where they do not lie there, a thread fetches them one batch ahead, so that the device does not wait.
+        Where they do not lie there, a thread fetches them one batch ahead, so that the device waits for no disk.
 
         Args:
             order: (n,) int64, on the CPU.
@@ -355,8 +371,8 @@ def decode_all(root: Path, names: list[str], image_size: int) -> Iterator[np.nda
     """(S, S, 4) uint8 of red, green, blue and trimap for each name, in order, decoded by a thread a core."""
 
     def decode(name: str) -> np.ndarray:
-        image, trimap = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name))
-        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
+        image, trimap = decode_bgr(image_path(root, name)), decode_trimap(trimap_path(root, name))
+        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_BGR2RGBA)
         return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
     return in_threads(decode, names)

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from augment import Normalise, draw_epoch, recolour, warp
@@ -198,6 +198,8 @@ class CapturedStep:
         try:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                 loss = train_step(self.run, *self.inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             print(f"note: the step cannot be a CUDA graph, and is slower without ({str(error).splitlines()[0]})")
             self.run.optimizer.zero_grad()
@@ -286,11 +288,26 @@ def refresh_batchnorm(run: Run) -> None:
         return
     count = min(len(run.train), BATCHNORM_IMAGES)
     order = torch.linspace(0, len(run.train) - 1, count).round().long()
-    batches = run.train.batches(order, BATCHNORM_BATCH, run.device)
+    uses: Counter[nn.Module] = Counter()
+
+    def take_the_mean(norm: nn.Module, _: object) -> None:
+        """Over all batches; what momentum=None does too, but that reads its count back from the device each time."""
+        uses[norm] += 1
+        norm.momentum = 1 / uses[norm]
+
+    norms = [module for module in run.average.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(take_the_mean) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    run.average.train()
     with run.autocast():
-        update_bn(
-            (run.normalise(images_and_trimaps(part)[0]) for part in batches if len(part) > 1 or count == 1), run.average
-        )
+        for part in run.train.batches(order, BATCHNORM_BATCH, run.device):
+            if len(part) > 1 or count == 1:
+                run.average(run.normalise(images_and_trimaps(part)[0]))
+    for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
+        norm.momentum = momentum
+        hook.remove()
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -301,7 +318,7 @@ def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
     recipe, steps = run.recipe, run.steps_per_epoch
     predictor = Predictor(run.average, run.normalise, run.device, run.precision)
     step = CapturedStep(run)
-    wanted = run.settings["stop_at_dice"] or math.inf
+    pixels = [recipe.side_at(epoch + 1, run.settings["image_size"]) ** 2 for epoch in range(recipe.epochs)]
     started, first_epoch = time.monotonic(), run.epoch
     while run.epoch < recipe.epochs and not stop.number:
         train_one_epoch(run, step, stop)
@@ -326,9 +343,8 @@ def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
         run.epoch, run.step, run.seconds = run.epoch + 1, 0, 0.0
         run.loss_sum.zero_()
         is_best = row["valid_dice"] > run.best_dice  # never for NaN
-        is_reached = row["valid_dice"] >= wanted
         seconds = time.monotonic() - started
-        left = clock(seconds / (run.epoch - first_epoch) * (recipe.epochs - run.epoch))
+        left = clock(seconds / sum(pixels[first_epoch : run.epoch]) * sum(pixels[run.epoch :]))
         best = " (best)" if is_best else ""
         print(recipe.epoch_line.format(**row, epochs=recipe.epochs, best=best, left=left), flush=True)
         if is_best:
@@ -336,18 +352,26 @@ def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
             save_weights(run, "best", writer)
         if run.epoch % 50 == 0:
             save_weights(run, str(run.epoch), writer)
-        if run.epoch == recipe.epochs or is_reached:
+        if is_finished(run):
             save_weights(run, "final", writer)
             if run.letter in recipe.state_dicts:
                 path, state = run.folder.parent / recipe.state_dicts[run.letter], snapshot(run.average.state_dict())
                 writer.put(path, partial(save_state_dict, path, state))
         writer.put(run.folder / "history", partial(write_history, run.folder, run.name, list(run.history)))
         save_last(run, writer)  # last, so that what it says is done has been written, whenever the power fails
-        if is_reached:
+        if is_finished(run) and run.epoch < recipe.epochs:
             print(
-                f"valid Dice {wanted} is reached after {run.epoch} epochs, {seconds:.1f} s after the first step began"
+                f"valid Dice {run.settings['stop_at_dice']} is reached after {run.epoch} epochs, "
+                f"{seconds:.1f} s after the first step began",
+                flush=True,
             )
             return
+
+
+def is_finished(run: Run) -> bool:
+    """Whether all epochs are done, or the last of them has reached ``stop_at_dice``."""
+    wanted = run.settings["stop_at_dice"] or math.inf
+    return run.epoch == run.recipe.epochs or (bool(run.history) and run.history[-1]["valid_dice"] >= wanted)
 
 
 def clock(seconds: float) -> str:
@@ -410,6 +434,8 @@ def continue_from(run: Run, state: dict[str, Any]) -> None:
         run.optimizer.load_state_dict(training["optimizer"])
         for group in run.optimizer.param_groups:
             group["lr"] = run.learning_rate
+            if "capturable" in group:  # as of this device, not of the one that the checkpoint was written on
+                group["capturable"] = run.device.type == "cuda"
         run.step, run.averaged_step = training["step"], training["averaged_step"]
         run.seconds, run.best_dice = training["seconds"], training["best_dice"]
         run.loss_sum.copy_(training["loss_sum"])
@@ -532,7 +558,7 @@ def prepare(args: argparse.Namespace) -> Run:
             f"the run {args.name} has done {state['epoch']} of {recipe.epochs} epochs: nothing is left to do. "
             "To go on: --load_model_epoch final --epochs MORE"
         )
-    if state and state["history"] and state["history"][-1]["valid_dice"] >= (settings["stop_at_dice"] or math.inf):
+    if state and state["scores"] and state["scores"]["valid_dice"] >= (settings["stop_at_dice"] or math.inf):
         raise UserError(
             f"the run {args.name} has reached --stop_at_dice {settings['stop_at_dice']}: nothing is left to do. "
             "To go on: --load_model_epoch final --stop_at_dice HIGHER"
@@ -646,7 +672,7 @@ def main(argv: list[str] | None = None) -> None:
                 draw_run(run)
     curves = f", {run.name}_history.csv, {run.name}_curves.png" if run.history else ""
     print(f"wrote {run.folder} (checkpoints{curves})")
-    if stop.number:
+    if stop.number and not is_finished(run):
         done = f"epoch {run.epoch}" + (f" and {run.step} of {run.steps_per_epoch} steps" if run.step else "")
         print(f"stopped after {done}; go on with: python src/train.py {again} --load_model_epoch last")
         sys.exit(128 + stop.number)

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,26 @@ def test_background_writer_keeps_the_order_and_writes_the_newest(tmp_path: Path)
         assert written == []
         gate.set()
     assert written == ["first", "best 2", "last 3"]  # all is written when the with is left
+
+
+def test_background_writer_lets_every_file_have_its_turn(tmp_path: Path) -> None:
+    """Also when all of them are put in again during each write."""
+    written: list[str] = []
+    with BackgroundWriter() as writer:
+
+        def write(name: str, epoch: int) -> None:
+            written.append(name)
+            if epoch < 20:
+                put(epoch + 1)
+
+        def put(epoch: int) -> None:
+            for name in ("best", "last"):
+                writer.put(tmp_path / name, partial(write, name, epoch))
+
+        put(0)
+        while len(written) < 40:
+            time.sleep(0.001)
+    assert written[:40] == ["best", "last"] * 20
 
 
 def test_background_writer_passes_on_what_went_wrong(tmp_path: Path) -> None:

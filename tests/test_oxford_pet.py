@@ -354,7 +354,7 @@ def test_whole_split_holds_the_samples_of_the_dataset(drawn_pets: Path, mode: st
 def test_cache_is_used_the_second_time_and_leaves_nothing_else(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_split(pets, "train", SIDE)
     assert len(cache_files(pets)) == 1
-    monkeypatch.setattr(oxford_pet, "decode_image", refuse)
+    monkeypatch.setattr(oxford_pet, "decode_bgr", refuse)
     second = load_split(pets, "train", SIDE)
     assert second.pixels.equal(first.pixels)
     assert second.names == first.names
@@ -384,7 +384,7 @@ def test_same_size_but_other_time_of_change_counts_as_changed(pets: Path, monkey
     load_split(pets, "valid", SIDE)
     path = image_path(pets, read_split(pets, "valid")[0])
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
-    monkeypatch.setattr(oxford_pet, "decode_image", refuse)
+    monkeypatch.setattr(oxford_pet, "decode_bgr", refuse)
     with pytest.raises(AssertionError):
         load_split(pets, "valid", SIDE)
 

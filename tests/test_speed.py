@@ -75,8 +75,8 @@ def test_every_picture_is_decoded_once_a_run(
     tiny_network: None, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[str] = Counter()
-    decode = oxford_pet.decode_image
-    monkeypatch.setattr(oxford_pet, "decode_image", lambda path: (decoded.update([path.stem]), decode(path))[1])
+    decode = oxford_pet.decode_bgr
+    monkeypatch.setattr(oxford_pet, "decode_bgr", lambda path: (decoded.update([path.stem]), decode(path))[1])
     flags = ["--model", "R", "--data_path", str(pets), "--image_size", "32", "--save_path", str(tmp_path)]
     train.main([*flags, "--epochs", "2"])
     assert decoded == Counter([*read_split(pets, "train"), *read_split(pets, "valid")])
