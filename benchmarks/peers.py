@@ -28,7 +28,14 @@ def register_smp() -> str:
     """Add a recipe that is our default one with the network of segmentation_models_pytorch; its name."""
     import segmentation_models_pytorch as smp
 
-    NETWORKS[SMP] = lambda: smp.Unet("resnet34", encoder_weights=None)
+    def build() -> nn.Module:
+        model = smp.Unet("resnet34", encoder_weights=None)
+        model.requires_divisible_input_shape = (
+            False  # a check that branches, and would keep BatchNorm from being folded
+        )
+        return model
+
+    NETWORKS[SMP] = build
     RECIPES["smp"] = dataclasses.replace(RECIPES["default"], name="smp", networks={"U": SMP, "R": SMP})
     return "smp"
 

@@ -22,8 +22,10 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,7 +40,9 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "src"))
 
+import evaluate  # noqa: E402
 import inference  # noqa: E402
+import oxford_pet  # noqa: E402
 import train  # noqa: E402
 from accuracy import processor  # noqa: E402
 from atomic import atomic_write  # noqa: E402
@@ -46,14 +50,21 @@ from augment import draw_epoch, recolour, warp  # noqa: E402
 from checkpoint import checkpoint_path, save_checkpoint  # noqa: E402
 from evaluate import load_predictor  # noqa: E402
 from options import DATASET, ArgumentParser, StopSignal, UserError, image_side, positive_int, run_script, share  # noqa: E402
-from oxford_pet import FOLDER, cpu_cores, decode_all, find_root, image_path, images_and_trimaps, read_split, trimap_path  # noqa: E402
-from roofline import Ceilings, count_kernels, measure_ceilings, shortest_seconds, synchronize  # noqa: E402
+from oxford_pet import cpu_cores, decode_all, find_root, image_path, images_and_trimaps, read_split, trimap_path  # noqa: E402
+from roofline import Ceilings, Kernel, count_kernels, measure_ceilings, shortest_seconds, synchronize  # noqa: E402
 from synthetic_pet import write_dataset  # noqa: E402
 
 WHAT = ("step", "train", "data", "infer", "start", "to_dice", "growth")
 DRAWN = REPO / "dataset" / "drawn-pets"
 NAMES = {"U": "UNet", "R": "ResNet34_UNet"}
 Turn = Callable[[], dict[str, Any]]  # does some work; says how many images it was, and what else there is to say
+
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="speed-")  # of this process, and gone with it
+
+
+def scratch() -> Path:
+    return Path(tempfile.mkdtemp(dir=SCRATCH.name))
 
 
 # ---------------------------------------------------------------------------------------------- the contenders
@@ -66,7 +77,7 @@ def prepare_run(letter: str, args: argparse.Namespace, recipe: str = "default", 
 
         register_smp()
     flags = {"model": letter, "recipe": recipe, "data_path": args.data_path, "image_size": args.image_size}
-    flags |= {"batch_size": args.batch_size, "save_path": tempfile.mkdtemp(), **more}
+    flags |= {"batch_size": args.batch_size, "save_path": scratch(), **more}
     typed = [str(part) for flag, value in flags.items() if value is not None for part in (f"--{flag}", value)]
     return train.prepare(train.parse_args(typed))
 
@@ -89,23 +100,21 @@ def step_of(letter: str, args: argparse.Namespace, recipe: str, captured: bool |
         synchronize(device)
         return {"images": count * size}
 
-    kernels = count_kernels(lambda: train.train_step(run, pixels, plan.theta[:size], plan.colour[:size]))
-    turn()
-    ceilings = measure_ceilings(device, run.precision)
-    turn.facts = {
-        "precision": str(run.precision).removeprefix("torch."),
-        "batch_size": size,
-        "roofline_images_per_second": size / shortest_seconds(kernels, ceilings),
-        "operations_per_image": sum(kernel.operations for kernel in kernels) / size,
-        "bytes_per_image": sum(kernel.bytes for kernel in kernels) / size,
-        **ceilings_in_words(ceilings),
-        "largest_costs": largest_costs(lambda: train.train_step(run, pixels, plan.theta[:size], plan.colour[:size])),
-    }
+    def facts() -> dict[str, Any]:
+        """What takes memory or time of its own, and so comes after the turns."""
+        inputs = pixels, plan.theta[:size], plan.colour[:size]
+        ceilings = measure_ceilings(device, run.precision)
+        kernels = count_kernels(lambda: train.train_step(run, *inputs))
+        return {
+            "precision": str(run.precision).removeprefix("torch."),
+            "batch_size": size,
+            "ceilings": [ceilings.operations, ceilings.bytes],
+            "kernels": [[kernel.operations, kernel.bytes] for kernel in kernels],
+            "largest_costs": largest_costs(lambda: train.train_step(run, *inputs)),
+        }
+
+    turn.facts = facts
     return turn
-
-
-def ceilings_in_words(ceilings: Ceilings) -> dict[str, float]:
-    return {"measured_teraflops": ceilings.operations / 1e12, "measured_gigabytes_per_second": ceilings.bytes / 1e9}
 
 
 def largest_costs(step: Callable[[], object], rows: int = 6) -> list[dict[str, Any]]:
@@ -116,8 +125,11 @@ def largest_costs(step: Callable[[], object], rows: int = 6) -> list[dict[str, A
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(3):
             step()
-    cuda = torch.cuda.is_available()
-    events = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in profiler.key_averages()]
+    if torch.cuda.is_available():
+        kernels = [event for event in profiler.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+        events = [(event.key, event.self_device_time_total) for event in kernels if not event.is_user_annotation]
+    else:
+        events = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages()]
     total = sum(spent for _, spent in events)
     ranked = sorted(events, key=lambda event: -event[1])[:rows]
     return [{"what": key[:80], "share": round(spent / total, 4)} for key, spent in ranked]
@@ -137,7 +149,7 @@ def plain_step(letter: str, args: argparse.Namespace) -> Turn:
             loop.step(images, masks)
         return {"images": 2 * size}
 
-    turn.facts = {"precision": "float32", "batch_size": size}
+    turn.facts = lambda: {"precision": "float32", "batch_size": size}
     return turn
 
 
@@ -263,8 +275,12 @@ def plain_network(letter: str, args: argparse.Namespace) -> Turn:
 
 
 def files_to_masks(letter: str, args: argparse.Namespace, *flags: str, warm: bool = False) -> Turn:
-    """inference.py over test pictures, its start-up and the contact sheet left out; the cache is cold unless warm."""
-    state, folder = trained_state(letter, args), Path(tempfile.mkdtemp())
+    """inference.py over test pictures, from the moment when the network is loaded; no contact sheet.
+
+    Args:
+        warm: whether the pictures were decoded into the cache before.
+    """
+    state, folder = trained_state(letter, args), scratch()
     save_checkpoint(checkpoint_path(folder, letter, "best"), state)
     root, turns = find_root(args.data_path).resolve(), 0
 
@@ -280,9 +296,18 @@ def files_to_masks(letter: str, args: argparse.Namespace, *flags: str, warm: boo
         typed = [*where, "--limit", args.images, "--output", folder / "masks", *flags]
         call = inference.parse_args([str(part) for part in typed])
         write = inference.partial(inference.write_prediction, call.output, not call.masks_only)
-        started = time.perf_counter()
+        started: list[float] = []
+
+        def load_split(*wanted: object) -> oxford_pet.Split:
+            started.append(time.perf_counter())
+            return oxford_pet.load_split(*wanted)
+
+        evaluate.load_split = load_split
         scores, _ = inference.score_checkpoint(call, "test", write)
-        return {"images": len(scores.names), "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started[0]
+        if not warm:
+            shutil.rmtree(data)
+        return {"images": len(scores.names), "seconds": seconds}
 
     if warm:
         turn()
@@ -296,7 +321,7 @@ def plain_files_to_masks(letter: str, args: argparse.Namespace) -> Turn:
     from peers import PlainLoop, PlainPets, predict_plainly
 
     loop = PlainLoop(letter, args.data_path, args.image_size, 1, limit=1)
-    pets, folder = PlainPets(args.data_path, "test", args.image_size, args.images), Path(tempfile.mkdtemp())
+    pets, folder = PlainPets(args.data_path, "test", args.image_size, args.images), scratch()
 
     def turn() -> dict[str, Any]:
         for index, name in enumerate(pets.names):
@@ -323,7 +348,7 @@ train.main({flags!r})
 def start_of(letter: str, args: argparse.Namespace) -> Turn:
     """train.py, from the start of its process to the end of its first step."""
     prepare_run(letter, args)  # decodes what is not decoded yet
-    save_path = tempfile.mkdtemp()
+    save_path = scratch()
     flags = ["--model", letter, "--data_path", str(args.data_path), "--image_size", str(args.image_size)]
     flags += ["--save_path", save_path, "--overwrite"]
     code = START.format(src=str(REPO / "src"), flags=flags)
@@ -340,22 +365,26 @@ def fast_until_dice(letter: str, args: argparse.Namespace, recipe: str) -> Turn:
 
     def turn() -> dict[str, Any]:
         flags = ["--model", letter, "--recipe", recipe, "--stop_at_dice", args.dice, "--data_path", args.data_path]
-        flags += ["--image_size", args.image_size, "--save_path", tempfile.mkdtemp()]
+        flags += ["--image_size", args.image_size, "--save_path", scratch()]
         flags += ["--batch_size", args.batch_size] if args.batch_size else []
         started, facts = time.perf_counter(), {}
         with subprocess.Popen(
             [sys.executable, REPO / "src" / "train.py", *map(str, flags)], stdout=subprocess.PIPE, text=True
         ) as process:
             for line in process.stdout:
-                if line.startswith("valid Dice") and "is reached after" in line:
-                    seconds = time.perf_counter() - started
-                    words = line.split()
-                    facts = {"seconds": seconds, "epochs": int(words[6]), "since_first_step": float(words[8])}
+                if said := reached(line):
+                    facts = {"seconds": time.perf_counter() - started, **said}
         if not facts:
             raise UserError(f"{letter} by the recipe {recipe} did not reach --dice {args.dice}")
         return facts
 
     return turn
+
+
+def reached(line: str) -> dict[str, Any] | None:
+    """What train.py says when it has come to --stop_at_dice; None for its other lines."""
+    found = re.match(r"valid Dice \S+ is reached after (\d+) epochs, ([\d.]+) s after", line)
+    return {"epochs": int(found[1]), "since_first_step": float(found[2])} if found else None
 
 
 def plain_until_dice(letter: str, args: argparse.Namespace) -> Turn:
@@ -412,7 +441,7 @@ def contenders(what: str, letter: str, args: argparse.Namespace) -> dict[str, Ca
         }
     entries = {"fast": lambda: fast_until_dice(letter, args, "fast")}
     entries |= {"default recipe": lambda: fast_until_dice(letter, args, "default")}
-    return entries | ({"plain loop": lambda: plain_until_dice(letter, args)} if plain else {})
+    return entries | ({"plain loop, its start-up left out": lambda: plain_until_dice(letter, args)} if plain else {})
 
 
 # ---------------------------------------------------------------------------------------------- taking turns
@@ -424,16 +453,18 @@ def work(what: str, letter: str, contender: str, args: argparse.Namespace) -> No
     os.dup2(2, 1)  # what the scripts print is not an answer
     with contextlib.redirect_stdout(io.StringIO()):
         turn = contenders(what, letter, args)[contender]()
-        print(json.dumps(getattr(turn, "facts", {})), file=answers)
-        for _ in sys.stdin:
+        print("{}", file=answers)
+        for line in sys.stdin:
+            if line == "facts\n":
+                print(json.dumps(getattr(turn, "facts", dict)()), file=answers)
+                continue
             started = time.perf_counter()
             said = turn()
             said.setdefault("seconds", time.perf_counter() - started)
-            cuda = torch.cuda.is_available()
-            peak = (
-                torch.cuda.max_memory_reserved() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            )
-            print(json.dumps({**said, "peak_memory_bytes": peak}), file=answers)
+            if what not in ("start", "to_dice"):  # their work is done in processes of their own
+                cuda, used = torch.cuda.is_available(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                said["peak_memory_bytes"] = torch.cuda.max_memory_reserved() if cuda else used
+            print(json.dumps(said), file=answers)
 
 
 class Contender:
@@ -442,34 +473,35 @@ class Contender:
     def __init__(self, what: str, letter: str, name: str) -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", what, letter, name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self.answer()
         self.turns: list[dict[str, Any]] = []
+        self.failed = False
+        self.answer()
 
     def answer(self) -> dict[str, Any]:
+        """What it says next; a process that has ended, whose error stands on the terminal, has failed."""
         line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"a contender ended before its turn: {shlex.join(map(str, self.process.args))}")
-        return json.loads(line)
+        self.failed = self.failed or not line
+        return json.loads(line or "{}")
 
-    def turn(self) -> dict[str, Any]:
-        print("go", file=self.process.stdin, flush=True)
+    def ask(self, what: str) -> dict[str, Any]:
+        if self.failed:
+            return {}
+        print(what, file=self.process.stdin, flush=True)
         return self.answer()
 
-    def end(self) -> dict[str, Any]:
-        self.process.stdin.close()
-        self.process.wait()
+    def figures(self) -> dict[str, Any]:
+        """What all its turns come to."""
+        facts = self.ask("facts")
+        if self.failed:
+            return {"failed": True}
         seconds = [turn["seconds"] for turn in self.turns]
         row = {"median_seconds": statistics.median(seconds), "seconds": [round(value, 4) for value in seconds]}
         if "images" in self.turns[0]:
             rates = [turn["images"] / turn["seconds"] for turn in self.turns]
-            row = {
-                "images_per_second": statistics.median(rates),
-                "spread": [min(rates), max(rates)],
-                "images_a_turn": self.turns[0]["images"],
-                **row,
-            }
-        row |= {key: self.turns[-1][key] for key in ("epochs", "since_first_step") if key in self.turns[-1]}
-        return {**row, "peak_memory_bytes": self.turns[-1]["peak_memory_bytes"], **self.facts}
+            row |= {"images_per_second": statistics.median(rates), "spread": [min(rates), max(rates)]}
+            row["images_a_turn"] = self.turns[0]["images"]
+        said = ("epochs", "since_first_step", "peak_memory_bytes")
+        return row | {key: self.turns[-1][key] for key in said if key in self.turns[-1]} | facts
 
 
 def compare(what: str, letter: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -479,42 +511,79 @@ def compare(what: str, letter: str, args: argparse.Namespace) -> dict[str, dict[
         for name in contenders(what, letter, args):
             rivals[name] = Contender(what, letter, name)
             if what not in ("start", "to_dice"):
-                rivals[name].turn()  # to warm up
-        for _ in range(args.repeats):
+                rivals[name].ask("go")  # to warm up
+        for _ in range(1 if what == "to_dice" else args.repeats):
             for rival in rivals.values():
-                rival.turns.append(rival.turn())
-        rows = {name: rival.end() for name, rival in rivals.items()}
+                rival.turns.append(rival.ask("go"))
+        rows = {name: rival.figures() for name, rival in rivals.items()}
     finally:
         for rival in rivals.values():
-            rival.process.kill()
-    first = next(iter(rows.values()))
+            rival.process.stdin.close()  # it ends, and tidies up
+            rival.process.wait()
+    add_shares(rows)
     for name, row in rows.items():
-        if "images_per_second" in row:
-            row["times_as_fast_as_this"] = first["images_per_second"] / row["images_per_second"]
-        if "roofline_images_per_second" in row:
-            row["share_of_roofline"] = row["images_per_second"] / row["roofline_images_per_second"]
+        base = rows[compared_with(what, name, rows)]
+        if "images_per_second" in row and "images_per_second" in base:  # round by round: a slow one is slow for both
+            per_image = [[seconds / r["images_a_turn"] for seconds in r["seconds"]] for r in (row, base)]
+            row["base_is_faster_by"] = statistics.median(its / bases for its, bases in zip(*per_image, strict=True))
         print(f"    {what} {letter} {name}: {json.dumps({k: v for k, v in row.items() if k != 'largest_costs'})}")
     return rows
 
 
+def compared_with(what: str, name: str, rows: dict[str, Any]) -> str:
+    """The contender of ours that does the same work."""
+    first = next(iter(rows))
+    if what == "data" and name in ("augmented batches from the cache", "plain data set, its samples"):
+        return "augmented batches from the cache"
+    return "files to masks" if what == "infer" and "files" in name else first
+
+
+def add_shares(rows: dict[str, dict[str, Any]]) -> None:
+    """The share of the roofline, by the highest ceilings that any contender of the same precision has measured."""
+    counted = [row for row in rows.values() if "kernels" in row]
+    for row in counted:
+        same = [other["ceilings"] for other in counted if other["precision"] == row["precision"]]
+        ceilings = Ceilings(*(max(values) for values in zip(*same, strict=True)))
+        kernels = [Kernel("", *kernel) for kernel in row["kernels"]]
+        row |= {
+            "operations_per_image": sum(kernel.operations for kernel in kernels) / row["batch_size"],
+            "bytes_per_image": sum(kernel.bytes for kernel in kernels) / row["batch_size"],
+            "measured_teraflops": ceilings.operations / 1e12,
+            "measured_gigabytes_per_second": ceilings.bytes / 1e9,
+            "roofline_images_per_second": row["batch_size"] / shortest_seconds(kernels, ceilings),
+        }
+        row["share_of_roofline"] = row["images_per_second"] / row["roofline_images_per_second"]
+    for row in counted:
+        del row["kernels"], row["ceilings"]
+
+
 def growth(letter: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Steps at other image sizes and batches, and where a data set ends to fit."""
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+
+    def measure(what: str, name: str, side: int, batch: int, images: int) -> None:
+        flags = without(sys.argv[1:], "--image_size", "--batch_size", "--what", "--models", "--images", "--against")
+        flags += ["--against", "", "--image_size", str(side), "--batch_size", str(batch), "--images", str(images)]
+        command = [sys.executable, __file__, *flags, "--worker", what, letter, "ours"]
+        answers = subprocess.run(command, input="go\n" * 4, stdout=subprocess.PIPE, text=True, check=False).stdout
+        turns = [json.loads(line) for line in answers.splitlines()[2:]]
+        rows[name] = {"failed": True}
+        if len(turns) == 3:
+            rate = statistics.median(turn["images"] / turn["seconds"] for turn in turns)
+            seconds = statistics.median(turn["seconds"] for turn in turns)
+            rows[name] = {"images_per_second": rate, "median_seconds": seconds, **turns[-1]}
+            rows[name]["bytes_of_an_image_in_the_split"] = 4 * side * side
+        print(f"    {letter} {name}: {rows[name]}", flush=True)
+
     for side in (64, 128, 256):
         for batch in (4, 16, 32):
-            flags = [*without(sys.argv[1:], "--image_size", "--batch_size", "--what", "--models"), "--image_size", side]
-            flags += ["--batch_size", batch, "--what", "step", "--models", letter, "--worker", "step", letter, "ours"]
-            command = [sys.executable, __file__, *map(str, flags)]
-            done = subprocess.run(command, input="go\ngo\ngo\n", capture_output=True, text=True, check=True)
-            facts, *turns = map(json.loads, done.stdout.splitlines())
-            rows[f"{side}x{side}, batch {batch}"] = {
-                "images_per_second": statistics.median(turn["images"] / turn["seconds"] for turn in turns),
-                "peak_memory_bytes": turns[-1]["peak_memory_bytes"],
-                "bytes_per_image_in_the_split": 4 * side * side,
-                "share_of_roofline": statistics.median(turn["images"] / turn["seconds"] for turn in turns)
-                / facts["roofline_images_per_second"],
-            }
-            print(f"    {letter} {side} {batch}: {rows[f'{side}x{side}, batch {batch}']}", flush=True)
+            measure("step", f"{side}x{side}, batch {batch}", side, batch, args.images)
+    for images in (128, 256, 512):
+        measure("train", f"64x64, batch 16, an epoch of {images} images", 64, 16, images)
+    if torch.cuda.is_available():
+        half_of_the_free_memory = torch.cuda.mem_get_info()[0] / 2
+        for side in (128, 256, 512):
+            rows[f"{side}x{side}, most images on the device"] = {"images": int(half_of_the_free_memory / (4 * side**2))}
     return rows
 
 
@@ -533,23 +602,27 @@ def without(flags: list[str], *unwanted: str) -> list[str]:
 
 def table(what: str, report: dict[str, Any]) -> str:
     """A report as Markdown."""
-    rows = [(letter, name, row) for letter, part in report["rows"].items() for name, row in part.items()]
-    lines = []
+    rows = [(NAMES.get(letter, ""), name, row) for letter, part in report["rows"].items() for name, row in part.items()]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {}
     if what in ("start", "to_dice"):
-        lines += ["| network | what | seconds |" + (" after the first step began |" if what == "to_dice" else "")]
-        lines += ["| --- | --- | --- |" + (" --- |" if what == "to_dice" else "")]
-        for letter, name, row in rows:
-            after = f" {row['since_first_step']:.1f} ({row['epochs']} epochs) |" if what == "to_dice" else ""
-            lines.append(f"| {NAMES.get(letter, '')} | {name} | {row['median_seconds']:.1f} |{after}")
-        return "\n".join(lines)
-    has_roof = any("share_of_roofline" in row for *_, row in rows)
-    lines += ["| network | what | images/s | the first is faster by |" + (" share of roofline |" if has_roof else "")]
-    lines += ["| --- | --- | --- | --- |" + (" --- |" if has_roof else "")]
-    for letter, name, row in rows:
-        times = f"{row['times_as_fast_as_this']:.2f}" if "times_as_fast_as_this" in row else ""
-        roof = f" {row['share_of_roofline']:.2f} |" if "share_of_roofline" in row else " |" if has_roof else ""
-        lines.append(f"| {NAMES.get(letter, '')} | {name} | {row['images_per_second']:,.1f} | {times} |{roof}")
-    return "\n".join(lines)
+        columns["seconds"] = lambda row: f"{row['median_seconds']:.1f}"
+        columns["after the first step began"] = lambda row: f"{row['since_first_step']:.1f} ({row['epochs']} epochs)"
+    else:
+        columns["images/s"] = lambda row: f"{row['images_per_second']:,.1f}"
+        columns["times as fast: ours"] = lambda row: f"{row['base_is_faster_by']:.2f}"
+        columns["share of the roofline"] = lambda row: f"{row['share_of_roofline']:.2f}"
+        columns["peak memory, GB"] = lambda row: f"{row['peak_memory_bytes'] / 1e9:.1f}"
+
+    def cell(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str:
+        with contextlib.suppress(KeyError):
+            return show(row)
+        return "failed" if "failed" in row else ""
+
+    filled = {title: [cell(show, row) for *_, row in rows] for title, show in columns.items()}
+    filled = {title: cells for title, cells in filled.items() if any(cells)}
+    lines = [["network", "what", *filled], ["---"] * (2 + len(filled))]
+    lines += [[network, name, *cells] for (network, name, _), *cells in zip(rows, *filled.values(), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def parse_args() -> argparse.Namespace:
@@ -566,7 +639,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--images", type=positive_int, help="a turn, of train, data and infer (default: 128, on CUDA 3000)"
     )
-    parser.add_argument("--repeats", type=positive_int, default=5, help="turns")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="turns, but for to_dice, which has one")
     parser.add_argument("--dice", type=share, default=0.9, help="valid Dice to reach, of to_dice")
     parser.add_argument("--results", type=Path, default=REPO / "benchmarks" / "results", help="folder of the JSON")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -590,6 +663,7 @@ def main() -> None:
         write_dataset(DRAWN, count=400, seed=0)
     root = find_root(args.data_path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    rest = without(sys.argv[1:], "--what", "--data_path", "--results")
     for what in args.what:
         letters = ["data"] if what == "data" else ["R"] if what == "start" else args.models
         measure = growth if what == "growth" else lambda letter, args, what=what: compare(what, letter, args)
@@ -598,13 +672,11 @@ def main() -> None:
             "cores": cpu_cores(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "command": shlex.join(
-                ["benchmarks/speed.py", *without(sys.argv[1:], "--what", "--data_path"), "--what", what]
-            ),
-            "data": root.name if root.name != FOLDER else root.parent.name + "/" + FOLDER,
+            "command": shlex.join(["benchmarks/speed.py", "--what", what, "--data_path", root.name, *rest]),
             "image_size": args.image_size,
             "rows": {letter: measure(letter, args) for letter in letters},
         }
+        args.results.mkdir(parents=True, exist_ok=True)
         path = args.results / f"{what}-{device}.json"
         with atomic_write(path) as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
