@@ -7,12 +7,14 @@ trained again. What counts is the work until a Dice is reached, in full-size epo
 on what else the machine does.
 """
 
+import argparse
 import dataclasses
 import json
 import platform
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,8 +41,11 @@ VARIANTS = {  # what is different from fast
 }
 
 
-def train_variant(name: str, args: object) -> list[dict[str, float]]:
-    """Train to the recipe's end; its history, an epoch each, with what share of a full-size epoch's work that was."""
+SETTINGS = ("epochs", "smaller_until", "augmentation", "ramp_epochs", "batch_size", "learning_rate", "average_steps")
+
+
+def train_variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train to the recipe's end; how, and for each epoch the Dice and its work as a share of a full-size epoch's."""
     key = "fast-" + name.replace(" ", "-")
     RECIPES[key] = dataclasses.replace(FAST, name=key, **VARIANTS[name])
     folder = args.save_path / f"{key}-{args.image_size}"
@@ -53,16 +58,17 @@ def train_variant(name: str, args: object) -> list[dict[str, float]]:
     state = load_checkpoint(checkpoint_path(args.save_path, folder.name, "final"))
     shutil.rmtree(folder)
     sides = [RECIPES[key].side_at(row["epoch"], args.image_size) for row in state["history"]]
-    return [
+    history = [
         {"valid_dice": row["valid_dice"], "seconds": row["seconds"], "work": (side / args.image_size) ** 2}
         for row, side in zip(state["history"], sides, strict=True)
     ]
+    return {"recipe": {key: state["recipe"][key] for key in SETTINGS}, "history": history}
 
 
-def until(history: list[dict[str, float]], dice: float, what: str) -> float:
-    """How much time or work it took until the valid Dice was first that high; NaN if it never was."""
+def until(history: list[dict[str, float]], dice: float) -> float:
+    """How many full-size epochs' work it took until the valid Dice was first that high; NaN if it never was."""
     reached = next((i for i, row in enumerate(history) if row["valid_dice"] >= dice), None)
-    return float("nan") if reached is None else sum(row[what] for row in history[: reached + 1])
+    return float("nan") if reached is None else sum(row["work"] for row in history[: reached + 1])
 
 
 def main() -> None:
@@ -83,7 +89,7 @@ def main() -> None:
     for name in args.variants:
         if name in read()["variants"]:
             continue
-        history = train_variant(name, args)
+        variant = train_variant(name, args)
         report = {
             "machine": processor(),
             "threads": torch.get_num_threads(),
@@ -91,7 +97,7 @@ def main() -> None:
             "torch": torch.__version__,
             "command": f"benchmarks/fast_recipe.py --model {args.model} --data_path {args.data_path.name} "
             f"--image_size {args.image_size}",
-            "variants": {**read()["variants"], name: history},
+            "variants": {**read()["variants"], name: variant},
         }
         with atomic_write(path) as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
@@ -99,8 +105,9 @@ def main() -> None:
         f"\n| {args.model} at {args.image_size}x{args.image_size} | full-size epochs' work to {args.dice} | last Dice |"
     )
     print("| --- | --- | --- |")
-    for name, history in read()["variants"].items():
-        print(f"| {name} | {until(history, args.dice, 'work'):.2f} | {history[-1]['valid_dice']:.4f} |")
+    for name, variant in read()["variants"].items():
+        work = until(variant["history"], args.dice)
+        print(f"| {name} | {work:.2f} | {variant['history'][-1]['valid_dice']:.4f} |")
 
 
 if __name__ == "__main__":

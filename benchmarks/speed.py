@@ -82,9 +82,23 @@ def prepare_run(letter: str, args: argparse.Namespace, recipe: str = "default", 
     return train.prepare(train.parse_args(typed))
 
 
-def step_of(letter: str, args: argparse.Namespace, recipe: str, captured: bool | None = None, **more: object) -> Turn:
-    """Training steps on one batch that lies on the device."""
+def step_of(
+    letter: str,
+    args: argparse.Namespace,
+    recipe: str,
+    captured: bool | None = None,
+    compiled: bool = False,
+    **more: object,
+) -> Turn:
+    """Training steps on one batch that lies on the device.
+
+    Args:
+        captured: see ``train.CapturedStep``.
+        compiled: put the network through torch.compile.
+    """
     run = prepare_run(letter, args, recipe, **more)
+    if compiled:
+        run.model.compile()
     size, device = run.recipe.batch_size, run.device
     plan = draw_epoch(run.recipe.augmentation, len(run.train), size, 0, 1).to(device)
     pixels = next(run.train.batches(plan.order[:size].cpu(), size, device))
@@ -93,6 +107,10 @@ def step_of(letter: str, args: argparse.Namespace, recipe: str, captured: bool |
     torch.backends.cudnn.benchmark = True
     run.learning_rate.fill_(1e-4)
     count = 20 if device.type == "cuda" else 2
+    started = time.perf_counter()
+    step(pixels, plan.theta[:size], plan.colour[:size])
+    synchronize(device)
+    first_step_seconds = time.perf_counter() - started
 
     def turn() -> dict[str, Any]:
         for _ in range(count):
@@ -102,10 +120,13 @@ def step_of(letter: str, args: argparse.Namespace, recipe: str, captured: bool |
 
     def facts() -> dict[str, Any]:
         """What takes memory or time of its own, and so comes after the turns."""
+        if compiled:
+            return {"first_step_seconds": first_step_seconds}
         inputs = pixels, plan.theta[:size], plan.colour[:size]
         ceilings = measure_ceilings(device, run.precision)
         kernels = count_kernels(lambda: train.train_step(run, *inputs))
         return {
+            "first_step_seconds": first_step_seconds,
             "precision": str(run.precision).removeprefix("torch."),
             "batch_size": size,
             "ceilings": [ceilings.operations, ceilings.bytes],
@@ -407,6 +428,7 @@ def contenders(what: str, letter: str, args: argparse.Namespace) -> dict[str, Ca
     if what == "step":
         entries = {"ours": lambda: step_of(letter, args, "default")}
         entries |= {"ours, no CUDA graph": lambda: step_of(letter, args, "default", False)} if cuda else {}
+        entries |= {"ours, torch.compile": lambda: step_of(letter, args, "default", compiled=True)}
         entries |= {"ours, float32": lambda: step_of(letter, args, "default", precision="fp32")}
         entries |= {"smp.Unet(resnet34), our step": lambda: step_of(letter, args, "smp")} if smp else {}
         return entries | ({"plain loop, its step": lambda: plain_step(letter, args)} if plain else {})
@@ -611,6 +633,7 @@ def table(what: str, report: dict[str, Any]) -> str:
         columns["images/s"] = lambda row: f"{row['images_per_second']:,.1f}"
         columns["times as fast: ours"] = lambda row: f"{row['base_is_faster_by']:.2f}"
         columns["share of the roofline"] = lambda row: f"{row['share_of_roofline']:.2f}"
+        columns["first step, s"] = lambda row: f"{row['first_step_seconds']:.1f}"
         columns["peak memory, GB"] = lambda row: f"{row['peak_memory_bytes'] / 1e9:.1f}"
 
     def cell(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str:
