@@ -2,9 +2,9 @@
 
     python benchmarks/fast_recipe.py --data_path dataset/oxford-iiit-pet --image_size 256
 
-Writes results/fast-<model>-<device>-<size>.json and prints a table. A variant whose figures stand there already is not
-trained again. What counts is the work until a Dice is reached, in full-size epochs: unlike seconds, it does not depend
-on what else the machine does.
+Writes results/fast-<model>-<device>-<size>.json and prints a table. A variant whose figures stand there already, by the
+same recipe, is not trained again. What counts is the work until a Dice is reached, in full-size epochs: unlike seconds,
+it does not depend on what else the machine does.
 """
 
 import argparse
@@ -41,12 +41,27 @@ VARIANTS = {  # what is different from fast
 }
 
 
-SETTINGS = ("epochs", "smaller_until", "augmentation", "ramp_epochs", "batch_size", "learning_rate", "average_steps")
+SETTINGS = (
+    "epochs",
+    "smaller_until",
+    "augmentation",
+    "ramp_epochs",
+    "batch_size",
+    "learning_rate",
+    "average_steps",
+    "dice_weight",
+)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What a variant is trained with, as JSON has it."""
+    recipe = dataclasses.replace(FAST, **VARIANTS[name]).to_dict()
+    return json.loads(json.dumps({key: recipe[key] for key in SETTINGS}))
 
 
 def train_variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train to the recipe's end; how, and for each epoch the Dice and its work as a share of a full-size epoch's."""
-    key = "fast-" + name.replace(" ", "-")
+    key = "fast-" + name.replace(" ", "-").replace(",", "")
     RECIPES[key] = dataclasses.replace(FAST, name=key, **VARIANTS[name])
     folder = args.save_path / f"{key}-{args.image_size}"
     train.main(
@@ -62,7 +77,7 @@ def train_variant(name: str, args: argparse.Namespace) -> dict[str, Any]:
         {"valid_dice": row["valid_dice"], "seconds": row["seconds"], "work": (side / args.image_size) ** 2}
         for row, side in zip(state["history"], sides, strict=True)
     ]
-    return {"recipe": {key: state["recipe"][key] for key in SETTINGS}, "history": history}
+    return {"recipe": settings_of(name), "history": history}
 
 
 def until(history: list[dict[str, float]], dice: float) -> float:
@@ -87,7 +102,7 @@ def main() -> None:
         return json.loads(path.read_text()) if path.is_file() else {"variants": {}}
 
     for name in args.variants:
-        if name in read()["variants"]:
+        if name in read()["variants"] and read()["variants"][name]["recipe"] == settings_of(name):
             continue
         variant = train_variant(name, args)
         report = {

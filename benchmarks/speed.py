@@ -42,6 +42,7 @@ sys.path.insert(0, str(REPO / "src"))
 
 import evaluate  # noqa: E402
 import inference  # noqa: E402
+import options  # noqa: E402
 import oxford_pet  # noqa: E402
 import train  # noqa: E402
 from accuracy import processor  # noqa: E402
@@ -49,7 +50,17 @@ from atomic import atomic_write  # noqa: E402
 from augment import draw_epoch, recolour, warp  # noqa: E402
 from checkpoint import checkpoint_path, save_checkpoint  # noqa: E402
 from evaluate import load_predictor  # noqa: E402
-from options import DATASET, ArgumentParser, StopSignal, UserError, image_side, positive_int, run_script, share  # noqa: E402
+from options import (  # noqa: E402
+    DATASET,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    choose_device,
+    image_side,
+    positive_int,
+    run_script,
+    share,
+)
 from oxford_pet import cpu_cores, decode_all, find_root, image_path, images_and_trimaps, read_split, trimap_path  # noqa: E402
 from roofline import Ceilings, Kernel, count_kernels, measure_ceilings, shortest_seconds, synchronize  # noqa: E402
 from synthetic_pet import write_dataset  # noqa: E402
@@ -58,8 +69,6 @@ WHAT = ("step", "train", "data", "infer", "start", "to_dice", "growth")
 DRAWN = REPO / "dataset" / "drawn-pets"
 NAMES = {"U": "UNet", "R": "ResNet34_UNet"}
 Turn = Callable[[], dict[str, Any]]  # does some work; says how many images it was, and what else there is to say
-
-
 SCRATCH = tempfile.TemporaryDirectory(prefix="speed-")  # of this process, and gone with it
 
 
@@ -88,6 +97,7 @@ def step_of(
     recipe: str,
     captured: bool | None = None,
     compiled: bool = False,
+    keeps_memory: bool = True,
     **more: object,
 ) -> Turn:
     """Training steps on one batch that lies on the device.
@@ -95,7 +105,10 @@ def step_of(
     Args:
         captured: see ``train.CapturedStep``.
         compiled: put the network through torch.compile.
+        keeps_memory: as ``options.keep_freed_memory`` has it; false leaves the C library as it is.
     """
+    if not keeps_memory:
+        options.keep_freed_memory = lambda: None
     run = prepare_run(letter, args, recipe, **more)
     if compiled:
         run.model.compile()
@@ -196,6 +209,7 @@ def plain_train(letter: str, args: argparse.Namespace) -> Turn:
 
 
 def decode_in_threads(args: argparse.Namespace) -> Turn:
+    choose_device("auto")  # which also sets how memory is kept, as in train.py
     root = find_root(args.data_path)
     names = sample_names(root, args.images)
     return lambda: {"images": sum(1 for _ in decode_all(root, names, args.image_size))}
@@ -369,7 +383,7 @@ train.main({flags!r})
 def start_of(letter: str, args: argparse.Namespace) -> Turn:
     """train.py, from the start of its process to the end of its first step."""
     prepare_run(letter, args)  # decodes what is not decoded yet
-    save_path = scratch()
+    save_path = str(scratch())
     flags = ["--model", letter, "--data_path", str(args.data_path), "--image_size", str(args.image_size)]
     flags += ["--save_path", save_path, "--overwrite"]
     code = START.format(src=str(REPO / "src"), flags=flags)
@@ -427,7 +441,10 @@ def contenders(what: str, letter: str, args: argparse.Namespace) -> dict[str, Ca
     cuda = torch.cuda.is_available()
     if what == "step":
         entries = {"ours": lambda: step_of(letter, args, "default")}
-        entries |= {"ours, no CUDA graph": lambda: step_of(letter, args, "default", False)} if cuda else {}
+        if cuda:
+            entries["ours, no CUDA graph"] = lambda: step_of(letter, args, "default", captured=False)
+        else:
+            entries["ours, freed memory given back"] = lambda: step_of(letter, args, "default", keeps_memory=False)
         entries |= {"ours, torch.compile": lambda: step_of(letter, args, "default", compiled=True)}
         entries |= {"ours, float32": lambda: step_of(letter, args, "default", precision="fp32")}
         entries |= {"smp.Unet(resnet34), our step": lambda: step_of(letter, args, "smp")} if smp else {}

@@ -204,8 +204,7 @@ def choose_device(wanted: str) -> "torch.device":
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(device for device, is_there in there.items() if is_there)
-    if wanted == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
     if not there[wanted]:
         build = f"version {torch.__version__}" + (
             f", for CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA"
@@ -219,8 +218,8 @@ def choose_device(wanted: str) -> "torch.device":
 def keep_freed_memory() -> None:
     """Have the C library keep the memory that is freed, for what is allocated next.
 
-    It gives large blocks back to the system at once, and a training step then spends a tenth of its time on getting
-    zeroed pages for the same tensors anew. Done for glibc; elsewhere, nothing happens.
+    It gives large blocks back to the system at once, and a step on the CPU, or a picture that is decoded, then waits
+    for zeroed pages anew (``benchmarks/speed.py --what step`` has a row without this). Done for glibc only.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
