@@ -171,8 +171,8 @@ RECIPES = {
         ),
         ramp_epochs=30,
     ),
-    # To a valid Dice of 0.90 in the shortest time: benchmarks/README.md has what each choice is worth. R at 128x128 ended
-    # 16 such epochs at 0.8958; 20, as a run whose learning rate has come to 0 below 0.90 never gets there.
+    # To a valid Dice of 0.90 in the shortest time: benchmarks/README.md has what each choice is worth. 16 such epochs
+    # of R at 128x128 ended at 0.8958; hence 20: a run whose learning rate has come to 0 below 0.90 never gets there.
     "fast": Recipe(
         name="fast",
         augmentation=Augmentation(horizontal_flip=0.5),
