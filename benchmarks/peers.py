@@ -71,18 +71,15 @@ class PlainLoop:
 
     Args:
         letter: U or R, of the default recipe's networks.
-        workers: processes of the DataLoader.
     """
 
-    def __init__(
-        self, letter: str, data_path: Path, side: int, batch_size: int, limit: int | None = None, workers: int = 0
-    ) -> None:
+    def __init__(self, letter: str, data_path: Path, side: int, batch_size: int, limit: int | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         self.model = build_network(RECIPES["default"].networks[letter]).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         train = PlainPets(data_path, "train", side, limit)
-        self.loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True, drop_last=True, num_workers=workers)
+        self.loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True, drop_last=True)
         self.valid = PlainPets(data_path, "valid", side)
 
     def step(self, images: Tensor, masks: Tensor) -> float:

@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,14 +271,14 @@ def plain_samples(args: argparse.Namespace) -> Turn:
     return lambda: {"images": sum(1 for index in range(args.images) if pets[index % len(pets)])}
 
 
-def trained_state(letter: str, args: argparse.Namespace, recipe: str = "default") -> dict[str, Any]:
+def fresh_state(letter: str, args: argparse.Namespace, recipe: str = "default") -> dict[str, Any]:
     """A checkpoint of fresh weights: to predict with them takes as long as with any."""
     return {**train.weights(prepare_run(letter, args, recipe)), "epoch": 0}
 
 
 def network_of(letter: str, args: argparse.Namespace, recipe: str) -> Turn:
     """Ask the network, the data being on the device: BatchNorm folded, in the run's precision."""
-    state = trained_state(letter, args, recipe)
+    state = fresh_state(letter, args, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = load_predictor(state, device)
     pixels = torch.randint(0, 256, (args.predict_batch, args.image_size, args.image_size, 4), dtype=torch.uint8)
@@ -315,7 +316,7 @@ def files_to_masks(letter: str, args: argparse.Namespace, *flags: str, warm: boo
     Args:
         warm: whether the pictures were decoded into the cache before.
     """
-    state, folder = trained_state(letter, args), scratch()
+    state, folder = fresh_state(letter, args), scratch()
     save_checkpoint(checkpoint_path(folder, letter, "best"), state)
     root, turns = find_root(args.data_path).resolve(), 0
 
@@ -330,7 +331,7 @@ def files_to_masks(letter: str, args: argparse.Namespace, *flags: str, warm: boo
         where = ["--model", letter, "--save_path", folder, "--data_path", data, "--batch_size", args.predict_batch]
         typed = [*where, "--limit", args.images, "--output", folder / "masks", *flags]
         call = inference.parse_args([str(part) for part in typed])
-        write = inference.partial(inference.write_prediction, call.output, not call.masks_only)
+        write = partial(inference.write_prediction, call.output, not call.masks_only)
         started: list[float] = []
 
         def load_split(*wanted: object) -> oxford_pet.Split:

@@ -24,7 +24,7 @@ def write_prediction(output: Path, overlays: bool, name: str, picture: Path, log
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the picture's own size.
 
     Args:
-        overlays: whether to write those, which takes longer than all else that is done to a picture.
+        overlays: whether to write those too.
         picture: its file.
         logits: (S, S) float32.
     """
@@ -69,7 +69,7 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Predict the test pictures with a checkpoint.")
     add_scoring_options(parser)
-    parser.add_argument("--masks_only", action="store_true", help="no overlays: on a GPU, they take the longest")
+    parser.add_argument("--masks_only", action="store_true", help="no overlays, which take longer to write than masks")
     parser.add_argument(
         "--output", type=Path, help=f"folder of the pictures (default: {OUTPUTS.name}/ and the run's name)"
     )

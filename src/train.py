@@ -318,7 +318,7 @@ def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
     recipe, steps = run.recipe, run.steps_per_epoch
     predictor = Predictor(run.average, run.normalise, run.device, run.precision)
     step = CapturedStep(run)
-    pixels = [recipe.side_at(epoch + 1, run.settings["image_size"]) ** 2 for epoch in range(recipe.epochs)]
+    work = [recipe.side_at(epoch + 1, run.settings["image_size"]) ** 2 for epoch in range(recipe.epochs)]
     started, first_epoch = time.monotonic(), run.epoch
     while run.epoch < recipe.epochs and not stop.number:
         train_one_epoch(run, step, stop)
@@ -344,7 +344,7 @@ def fit(run: Run, stop: StopSignal, writer: BackgroundWriter) -> None:
         run.loss_sum.zero_()
         is_best = row["valid_dice"] > run.best_dice  # never for NaN
         seconds = time.monotonic() - started
-        left = clock(seconds / sum(pixels[first_epoch : run.epoch]) * sum(pixels[run.epoch :]))
+        left = clock(seconds / sum(work[first_epoch : run.epoch]) * sum(work[run.epoch :]))
         best = " (best)" if is_best else ""
         print(recipe.epoch_line.format(**row, epochs=recipe.epochs, best=best, left=left), flush=True)
         if is_best:

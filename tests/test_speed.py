@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -31,12 +32,12 @@ def prepare(drawn_pets: Path, tmp_path: Path) -> Callable[..., train.Run]:
 
     def call(*flags: str) -> train.Run:
         small = [
-            "--data_path",
-            str(drawn_pets),
             "--image_size",
             "32",
             "--batch_size",
             "6",
+            "--data_path",
+            str(drawn_pets),
             "--save_path",
             str(tmp_path),
         ]
@@ -86,6 +87,31 @@ def test_every_picture_is_decoded_once_a_run(
     decoded.clear()
     train.main([*flags, "--epochs", "1", "--overwrite"])
     assert not decoded
+
+
+MEMORY = """
+import resource, sys, torch
+from options import choose_device
+if sys.argv[1] == "kept":
+    choose_device("cpu")
+torch.set_num_threads(1)
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB, and freed
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's allocator")
+def test_freed_memory_is_kept() -> None:
+    """What is allocated again brings no new pages; without ``keep_freed_memory`` all its 16,384 are new."""
+    faults = {}
+    for what in ("kept", "given back"):
+        command = [sys.executable, "-c", MEMORY, what]
+        done = subprocess.run(command, cwd=REPO / "src", capture_output=True, text=True, check=True)
+        faults[what] = int(done.stdout)
+    assert faults["kept"] < 10
+    assert faults["given back"] > 10 * (faults["kept"] + 1)  # so many at least, also where pages are huge: 2 MiB each
 
 
 # ---------------------------------------------------------------------------------------------- the captured step
