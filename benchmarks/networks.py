@@ -1,43 +1,50 @@
-"""Count what the networks hold and compute: parameters, and multiply-accumulates of one picture.
+"""Count the networks' parameters, and the multiply-accumulates of one image.
 
-python benchmarks/networks.py [--image_size 256]
+python benchmarks/networks.py --image_size 256
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import cli
+
+if __name__ == "__main__":
+    cli.start()
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "src"))
-
-from models import NETWORKS, build_network, count_parameters  # noqa: E402
-from options import image_side, run_script  # noqa: E402
+from cli import ArgumentParser, image_size, run_script
+from models import NETWORKS, build_network, count_parameters, network_names
+from record import RESULTS, origin, write_json
 
 
-def count_gmacs(model: torch.nn.Module, side: int) -> float:
-    """Multiply-accumulates, in 1e9, of the forward pass of one side x side picture, by PyTorch's FLOP counter."""
+def count_gmacs(model: torch.nn.Module, size: int) -> float:
+    """Multiply-accumulates, in 1e9, of the forward pass of one size x size image, by PyTorch's FLOP counter."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, side, side))
+        model.eval()(torch.zeros(1, 3, size, size))
     return counter.get_total_flops() / 2e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Count parameters and multiply-accumulates of the networks.")
-    parser.add_argument("--image_size", type=image_side, default=256, help="pixels (default: 256)")
-    side = parser.parse_args().image_size
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Count the networks' parameters, and the multiply-accumulates of one image.")
+    parser.add_argument("--image_size", type=image_size, default=256, help="pixels of height and width")
+    parser.add_argument("--models", nargs="+", choices=network_names(), metavar="NETWORK", help="(default: all)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
+    args = parser.parse_args(argv)
     rows = {}
-    for network in NETWORKS:
+    for name in args.models or NETWORKS:
+        network = network_names()[name]
         model = build_network(network)
-        rows[network] = {"parameters": count_parameters(model), "gmacs": round(count_gmacs(model, side), 3)}
-        count, gmacs = rows[network].values()
-        print(f"{network:18} {count:>12,} parameters {gmacs:8.2f} GMACs at {side}x{side}")
-    path = REPO / "benchmarks" / "results" / f"networks-{side}.json"
-    path.write_text(json.dumps({"image_size": side, "torch": torch.__version__, "networks": rows}, indent=1) + "\n")
-    print(f"wrote {path}")
+        gmacs = count_gmacs(model, args.image_size)
+        rows[network] = {"parameters": count_parameters(model), "gmacs": round(gmacs, 3)}
+        print(f"{network:20} {rows[network]['parameters']:>12,} parameters {gmacs:8.2f} GMACs")
+    if not args.models:
+        path = args.results / f"networks-{args.image_size}.json"
+        about = origin("networks.py", sys.argv[1:] if argv is None else argv)
+        write_json(path, {**about, "image_size": args.image_size, "networks": rows})
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,125 +1,143 @@
-"""What others would use, to measure beside: a plain training loop, and the U-Net of segmentation_models_pytorch.
+"""What others would use, to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, and recipes
+that only the study needs. As a script: run src/train.py or src/evaluate.py with that network and those recipes known.
 
-The plain loop is that of many tutorials: a data set that decodes each picture with Pillow whenever it is asked for it
-and rotates it with imutils, a DataLoader, float32, PyTorch's default layout, and the loss read after each step.
+python benchmarks/peers.py train --model smp.Unet --epochs 10
 """
 
-import dataclasses
-import time
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
-import imutils
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import cli
+
+if __name__ == "__main__":
+    cli.start()
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from augment import BACKGROUND, Normalise
-from losses import bce_dice_loss
+from augment import Augmentation
+from cli import ArgumentParser, UserError, run_script
 from models import NETWORKS, build_network
-from oxford_pet import evenly_spaced, find_root, image_path, read_split, trimap_path
-from recipes import RECIPES
+from oxford_pet import evenly_spaced, load_dataset
+from recipes import RECIPES, Config
 
-SMP = "smp.Unet(resnet34)"
-
-
-def register_smp() -> str:
-    """Add a recipe that is our default one with the network of segmentation_models_pytorch; its name."""
-    import segmentation_models_pytorch as smp
-
-    def build() -> nn.Module:
-        model = smp.Unet("resnet34", encoder_weights=None)
-        model.requires_divisible_input_shape = (
-            False  # a check that branches, and would keep BatchNorm from being folded
-        )
-        return model
-
-    NETWORKS[SMP] = build
-    RECIPES["smp"] = dataclasses.replace(RECIPES["default"], name="smp", networks={"U": SMP, "R": SMP})
-    return "smp"
+# ---------------------------------------------------------------------------------------------- networks and recipes
 
 
-class PlainPets(torch.utils.data.Dataset):
-    """Pictures (3, S, S) float32 and masks (1, S, S) float32, decoded at each access, changed at random in training."""
+def smp_unet() -> nn.Module:
+    """segmentation_models_pytorch's U-Net with a ResNet-34 encoder and fresh weights."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError:
+        raise UserError("smp.Unet needs segmentation_models_pytorch: pip install -r requirements-dev.txt") from None
+    model = smp.Unet("resnet34", encoder_weights=None)
+    model.requires_divisible_input_shape = False  # a check that branches: BatchNorm could not be folded
+    return model
 
-    def __init__(self, data_path: Path, mode: str, side: int, limit: int | None = None) -> None:
-        self.root = find_root(data_path)
-        self.names = evenly_spaced(read_split(self.root, mode), limit)
-        self.mode, self.side = mode, side
-        self.normalise = Normalise(RECIPES["default"].mean, RECIPES["default"].std)
 
-    def __len__(self) -> int:
-        return len(self.names)
+def cpu(network: str) -> Config:
+    """A trial of a recipe for a CPU: the default one with progressive resizing.
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        name, size = self.names[index], (self.side, self.side)
-        image = np.array(Image.open(image_path(self.root, name)).convert("RGB").resize(size, Image.BILINEAR))
-        trimap = np.array(Image.open(trimap_path(self.root, name)).resize(size, Image.NEAREST))
-        mask = (trimap != BACKGROUND).astype(np.uint8)
-        if self.mode == "train":
-            if np.random.rand() < 0.5:
-                image, mask = image[:, ::-1], mask[:, ::-1]
-            angle = np.random.randint(-15, 15)
-            image, mask = imutils.rotate(image.copy(), angle), imutils.rotate(mask.copy(), angle)
-        image = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
-        return self.normalise(image[None])[0].contiguous(), torch.from_numpy(mask.copy())[None].float()
+    R at 128x128, 73 minutes on two cores: test Dice 0.9156; with flip averaging 0.9195.
+    """
+    progressive = ((0.25, 4), (0.6, 2))
+    return replace(RECIPES["default"](network), recipe="cpu", progressive=progressive, ramp_epochs=20, epochs=56)
+
+
+def lab2_unaugmented(network: str) -> Config:
+    return replace(RECIPES["lab2"](network), recipe="lab2-unaugmented", augmentation=Augmentation())
+
+
+def lab3_bce(network: str) -> Config:
+    changes = {"loss": "bce", "score_train": False, "export_weights": False}
+    return replace(RECIPES["lab3"](network), recipe="lab3-bce", **changes)
+
+
+PEER_NETWORKS = {"smp.Unet": smp_unet}
+PEER_RECIPES: dict[str, Callable[[str], Config]] = {
+    "cpu": cpu,
+    "lab2-unaugmented": lab2_unaugmented,
+    "lab3-bce": lab3_bce,
+}
+
+
+def register() -> None:
+    """Make them known to every script that is imported in this process."""
+    NETWORKS.update(PEER_NETWORKS)
+    RECIPES.update(PEER_RECIPES)
+
+
+# ---------------------------------------------------------------------------------------------- the plain loop
 
 
 class PlainLoop:
-    """Train a network plainly.
+    """The training loop of report lab2: a DataLoader, float32, Adam, cross-entropy, and the loss read after each step.
+
+    Its data set decodes and augments each image when the image is needed, with OpenCV and imutils.
 
     Args:
-        letter: U or R, of the default recipe's networks.
+        network: a key of ``models.NETWORKS``.
+        images: train on so many, evenly spaced.
     """
 
-    def __init__(self, letter: str, data_path: Path, side: int, batch_size: int, limit: int | None = None) -> None:
+    def __init__(
+        self, network: str, data_path: Path, image_size: int, batch_size: int = 16, images: int | None = None
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
-        self.model = build_network(RECIPES["default"].networks[letter]).to(self.device)
+        self.model = build_network(network).to(self.device)
+        self.criterion = nn.BCEWithLogitsLoss()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        train = PlainPets(data_path, "train", side, limit)
-        self.loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True, drop_last=True)
-        self.valid = PlainPets(data_path, "valid", side)
+        train = load_dataset(data_path, "train")
+        train.image_size = image_size
+        train.filenames = evenly_spaced(train.filenames, images)
+        self.loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True)
 
-    def step(self, images: Tensor, masks: Tensor) -> float:
-        images, masks = images.to(self.device), masks.to(self.device)
+    def step(self, batch: dict[str, Tensor]) -> float:
+        """One step; its loss."""
+        images, masks = batch["image"].to(self.device).float(), batch["mask"].to(self.device)
         self.optimizer.zero_grad()
-        truth = masks > 0.5
-        loss = bce_dice_loss(self.model(images), truth, torch.ones_like(truth))
+        loss = self.criterion(self.model(images), masks)
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
-    def train_one_epoch(self) -> int:
-        """How many images it has trained on."""
+    def train_one_epoch(self) -> float:
+        """The mean loss over the steps."""
         self.model.train()
-        return sum(len(images) for images, masks in self.loader if self.step(images, masks) < float("inf"))
+        losses = [self.step(batch) for batch in self.loader]
+        return sum(losses) / len(losses)
 
     @torch.no_grad()
-    def valid_dice(self) -> float:
-        """The mean Dice per picture."""
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) pixel values to (N, 1, S, S) logits, both on the CPU."""
         self.model.eval()
-        dice = []
-        for image, mask in self.valid:
-            pred = self.model(image[None].to(self.device)) > 0
-            truth = mask[None].to(self.device) > 0.5
-            total = (pred.sum() + truth.sum()).item()
-            dice.append(2 * (pred & truth).sum().item() / total if total else 1.0)
-        return float(np.mean(dice))
-
-    def until(self, dice: float, epochs: int) -> Iterator[tuple[float, float]]:
-        """Train until the valid Dice is that high; after each epoch, the seconds since the first step and the Dice."""
-        started = time.monotonic()
-        for _ in range(epochs):
-            self.train_one_epoch()
-            reached = self.valid_dice()
-            yield time.monotonic() - started, reached
-            if reached >= dice:
-                return
+        return self.model(images.to(self.device).float()).cpu()
 
 
-def predict_plainly(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, 3, S, S) normalised float32 to (N, 1, S, S) logits, as a tutorial would."""
-    with torch.no_grad():
-        return model.eval()(images)
+# ---------------------------------------------------------------------------------------------- the script
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(
+        "Run src/train.py or src/evaluate.py with the network smp.Unet and the study's own recipes known: "
+        + ", ".join(PEER_RECIPES)
+    )
+    parser.add_argument("script", choices=("train", "evaluate"), help="which of the two")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
+    args = parser.parse_args(argv)
+    register()
+    if args.script == "train":
+        from train import main as script
+    else:
+        from evaluate import main as script
+    script(args.flags)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,38 +1,52 @@
-"""Draw the picture that README opens with: evenly spaced test pets of `make demo`, not chosen ones.
+"""Draw the picture that README opens with: evenly spaced test images of `make demo`, not chosen ones.
 
 python benchmarks/readme_picture.py
 """
 
-import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import cli
+
+if __name__ == "__main__":
+    cli.start()
+
+import json
 
 import numpy as np
 from PIL import Image
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "src"))
+from cli import OUTPUTS, REPO, SAVED_MODELS, ArgumentParser, UserError, existing_path, run_script
+from images import decode_image
+from oxford_pet import evenly_spaced, find_root, image_path, read_split, trimap_path
+from report import draw_contact_sheet, overlay
+from trimap import BACKGROUND, decode_trimap
 
-from options import OUTPUTS, SAVED_MODELS, UserError, run_script  # noqa: E402
-from oxford_pet import decode_image, decode_trimap, evenly_spaced, image_path, read_split, trimap_path  # noqa: E402
-from report import draw_contact_sheet, overlay  # noqa: E402
 
-
-def main() -> None:
-    root, masks = REPO / "dataset" / "drawn-pets", OUTPUTS / "demo"
-    scores = SAVED_MODELS / "demo" / "demo_test_scores.json"
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser("Draw the picture that README opens with, from a run's predictions.")
+    drawn = REPO / "dataset" / "drawn-pets"
+    output = REPO / "benchmarks" / "results" / "drawn-pets.png"
+    parser.add_argument("--name", default="demo", help="of the run, scored by inference.py")
+    parser.add_argument("--data_path", type=existing_path, default=drawn, help="the data that the run was scored on")
+    parser.add_argument("--output", type=Path, default=output, help="the PNG")
+    args = parser.parse_args(argv)
+    scores = SAVED_MODELS / args.name / f"{args.name}_test_scores.json"
     if not scores.is_file():
-        raise UserError(f"{scores} is not there: `make demo` makes it")
-    dice = {row["name"]: row["dice"] for row in json.loads(scores.read_text())["per_image"]}
+        raise UserError(f"{scores} is not there; `make demo` writes it")
+    report, root = json.loads(scores.read_text()), find_root(args.data_path)
+    if (REPO / report["data_path"]).resolve() != root.resolve():
+        raise UserError(f"{scores} is of other data, {report['data_path']}, not of {root}")
+    dice = {row["name"]: row["dice"] for row in report["per_image"]}
     tiles = []
     for name in evenly_spaced(read_split(root, "test"), 9):
-        image, truth = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name)) != 2
-        with Image.open(masks / f"{name}_mask.png") as mask:
-            prediction = np.asarray(mask) > 0
-        tiles.append((f"{name}, Dice {dice[name]:.3f}", [image, overlay(image, truth), overlay(image, prediction)]))
-    path = REPO / "benchmarks" / "results" / "drawn-pets.png"
-    Image.fromarray(draw_contact_sheet(tiles, columns=3, side=128)).save(path, optimize=True)
-    print(f"wrote {path}")
+        image, target = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name)) != BACKGROUND
+        with Image.open(OUTPUTS / args.name / f"{name}_mask.png") as mask:
+            pred = np.asarray(mask) > 0
+        tiles.append((f"{name}, Dice {dice[name]:.3f}", [image, overlay(image, target), overlay(image, pred)]))
+    Image.fromarray(draw_contact_sheet(tiles, columns=3, side=128)).save(args.output, optimize=True)
+    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How fast a step could be at best: the work of its kernels, counted, over the two ceilings of the machine, measured.
+"""The roofline of a step: the work of its kernels, counted, over the two ceilings of the machine, measured.
 
 A kernel takes at least the longer of two times: its floating-point operations over the fastest product, and its bytes
 over the fastest copy (Williams et al., "Roofline", 2009). Counted are the convolutions, normalisations and
 activations, forward and backward: the operations by PyTorch's own formulas, the bytes of what each reads and writes,
-saved tensors among them, once each. Everything else (casts, the optimizer, the loss) is left out. A program that fuses
+saved tensors included, once each. Everything else (casts, the optimizer, the loss) is left out. A program that fuses
 kernels, or whose tensors stay in a cache from one to the next, may be faster than the sum.
 """
 
@@ -29,7 +29,7 @@ class Kernel:
 
 
 class KernelCounter(TorchDispatchMode):
-    """While active, notes each convolution, normalisation and activation in ``kernels``."""
+    """While active, appends each convolution, normalisation and activation to ``kernels``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def count_kernels(step: Callable[[], object]) -> list[Kernel]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do: operations a second at a precision, and bytes a second, read and written together."""
+    """The machine's peak rates: operations a second at a precision, and bytes a second, read and written together."""
 
     operations: float
     bytes: float

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PET, BACKGROUND, BOUNDARY = 1, 2, 3  # the values of a trimap
+from trimap import BACKGROUND
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,16 @@
-"""Dice and IoU per picture: the one scorer of training, evaluation and inference. As a script: of a checkpoint."""
+"""The metrics, evaluate(), and as a script: score a checkpoint.
+
+python src/evaluate.py --model R --split valid
+"""
+
+import cli
+
+if __name__ == "__main__":
+    cli.start()
 
 import argparse
 import json
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,61 +20,48 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from atomic import atomic_write
-from augment import Normalise
-from checkpoint import SETTINGS, checkpoint_path, load_checkpoint
-from losses import truth_and_weight
-from models import build_network
-from models.blocks import pad_to_multiple
-from options import (
-    DATASET,
-    REPO,
-    ArgumentParser,
-    UserError,
-    choose_device,
-    choose_precision,
-    describe,
-    image_side,
-    positive_int,
-    run_script,
-    which_checkpoint,
-)
-from oxford_pet import (
-    Split,
-    cpu_cores,
-    decode_trimap,
-    find_root,
-    image_path,
-    images_and_trimaps,
-    load_split,
-    trimap_path,
-)
-from recipes import RECIPES, Recipe
+from checkpoint import checkpoint_path, load_checkpoint, provenance
+from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, run_script
+from models import network_names
+from oxford_pet import Split, find_root, image_path, images_and_trimaps, load_split, trimap_path
+from predictor import Predictor, resize_logits
+from recipes import RECIPES, Config
+from trimap import decode_trimap, target_and_weight
+
+BOUNDARY_TOLERANCE = 0.0075  # of the boundary F-score, as a fraction of the image's diagonal
 
 
-def dice_and_iou(pred: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Dice = 2 |P and T| / (|P| + |T|) and IoU = |P and T| / |P or T| of each picture.
+# ---------------------------------------------------------------------------------------------- metrics
 
-    With nothing in truth and nothing predicted both are 1; with only one of the two empty they are 0.
+
+def overlap(pred: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection |P and T| and the sum of areas |P| + |T| of each image, in pixels.
 
     Args:
-        pred, truth: (N, 1, H, W) bool.
-        weight: (N, 1, H, W) bool; pixels where it is false count nowhere.
+        pred, target: (N, 1, H, W) bool.
+        weight: (N, 1, H, W) bool; pixels where it is false do not count.
 
     Returns:
         (N,) float64 each (float32 where the device has no float64).
     """
     dtype = torch.float32 if pred.device.type == "mps" else torch.float64
-    pred, truth = (pred & weight).flatten(1), (truth & weight).flatten(1)
-    both = (pred & truth).sum(1).to(dtype)
-    total = pred.sum(1) + truth.sum(1)
-    nothing = total == 0
-    dice = torch.where(nothing, 1.0, 2 * both / total)
-    iou = torch.where(nothing, 1.0, both / (total - both))
-    return dice, iou
+    pred, target = (pred & weight).flatten(1), (target & weight).flatten(1)
+    return (pred & target).sum(1).to(dtype), (pred.sum(1) + target.sum(1)).to(dtype)
+
+
+def dice_and_iou(intersection: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
+    """Dice = 2 |P and T| / (|P| + |T|) and IoU = |P and T| / |P or T|, from what ``overlap`` returns.
+
+    Where target and prediction are both empty, both scores are 1; where one of them is, they are 0.
+    """
+    empty = areas == 0
+    return torch.where(empty, 1.0, 2 * intersection / areas), torch.where(
+        empty, 1.0, intersection / (areas - intersection)
+    )
 
 
 def dice_score(pred_mask: Tensor, gt_mask: Tensor) -> Tensor:
@@ -75,47 +71,60 @@ def dice_score(pred_mask: Tensor, gt_mask: Tensor) -> Tensor:
         pred_mask: (N, 1, H, W) probabilities or a mask; above 0.5 is pet.
         gt_mask: (N, 1, H, W) of 0 and 1.
     """
-    truth = gt_mask > 0.5
-    return dice_and_iou(pred_mask > 0.5, truth, torch.ones_like(truth))[0].mean()
+    target = gt_mask > 0.5
+    return dice_and_iou(*overlap(pred_mask > 0.5, target, torch.ones_like(target)))[0].mean()
 
 
-@dataclass
-class Predictor:
-    """A network that is ready to be asked.
+def perimeter(mask: np.ndarray) -> int:
+    """The length of a mask's outline: how many pairs of neighbouring pixels differ. (H, W) bool."""
+    return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
 
-    Attributes:
-        normalise: what its training did to the pixels.
-        flip_average: ask for the mirrored picture too, and take the mean of both logits.
+
+def boundary_f_score(pred: np.ndarray, target: np.ndarray) -> float:
+    """F-score of the outline (Csurka et al., "What is a good evaluation measure for semantic segmentation?", 2013).
+
+    Precision is the fraction of the predicted outline's pixels within ``BOUNDARY_TOLERANCE`` of the diagonal from the
+    target's outline, recall the reverse. An outline pixel is one of the mask with a 4-neighbour outside it; the border
+    of the image is no outline.
+
+    Args:
+        pred, target: (H, W) bool.
+
+    Returns:
+        0 to 1; 1 where neither has an outline, 0 where one of them has none.
     """
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    outlines = [mask.astype(np.uint8) for mask in (pred, target)]
+    outlines = [mask - cv2.erode(mask, cross) for mask in outlines]
+    if not all(outline.any() for outline in outlines):
+        return float(not any(outline.any() for outline in outlines))
+    tolerance = BOUNDARY_TOLERANCE * np.hypot(*pred.shape)
+    near = [cv2.distanceTransform(1 - outline, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= tolerance for outline in outlines]
+    precision = near[1][outlines[0] > 0].mean()
+    recall = near[0][outlines[1] > 0].mean()
+    return float(2 * precision * recall / max(precision + recall, 1e-12))
 
-    model: nn.Module
-    normalise: Normalise
-    device: torch.device
-    precision: torch.dtype
-    flip_average: bool = False
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float, 0 to 255, on the device, to (N, 1, H, W) float32 logits."""
-        self.model.eval()
-        images = self.normalise(images)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.model(images).float()
-            if self.flip_average:
-                logits = (logits + self.model(images.flip(-1)).float().flip(-1)) / 2
-        return logits
+# ---------------------------------------------------------------------------------------------- a split
 
 
 @dataclass
 class Scores:
-    """One entry a sample, in the split's order."""
+    """One entry an image, in the split's order; float64 unless said."""
 
     names: list[str]
     boundary: str
-    dice: np.ndarray  # (n,) float64
-    iou: np.ndarray  # (n,) float64
-    empty_truth: np.ndarray  # (n,) bool: no pixel of the truth is pet
-    loss: float  # mean over the samples; NaN without a criterion
+    dice: np.ndarray  # (n,)
+    iou: np.ndarray  # (n,)
+    intersection: np.ndarray  # (n,) pixels
+    areas: np.ndarray  # (n,) pixels of prediction and target together
+    empty_target: np.ndarray  # (n,) bool: no pixel of the target is pet
+    loss: float  # mean over the images; NaN without a criterion
+
+    def over_the_set(self) -> tuple[float, float]:
+        """Dice and IoU of all pixels of the split together."""
+        intersection, areas = self.intersection.sum(), self.areas.sum()
+        return 2 * intersection / max(areas, 1), intersection / max(areas - intersection, 1)
 
 
 def evaluate(
@@ -124,14 +133,14 @@ def evaluate(
     boundary: str,
     batch_size: int,
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    visit: Callable[[int, Tensor], None] | None = None,
+    on_batch: Callable[[int, Tensor], None] | None = None,
 ) -> Scores:
-    """Score a network on a split, picture by picture, so that the batch size does not matter.
+    """Score a network on a split, image by image, so that the batch size does not matter.
 
     Args:
-        boundary: what the trimaps' boundary counts as; see ``losses.truth_and_weight``.
-        criterion: the loss, of logits, truth and weight; the mean over a batch.
-        visit: called with the index of a batch's first sample and its logits, (N, 1, S, S) float32 on the device.
+        boundary: what the trimaps' boundary counts as, one of ``trimap.BOUNDARIES``.
+        criterion: the loss, of logits, target and weight; the mean over a batch.
+        on_batch: called with the index of a batch's first image and its logits, (N, 1, S, S) float32 on the device.
     """
     results = []
     starts = range(0, len(split), batch_size)
@@ -139,207 +148,239 @@ def evaluate(
     bar = tqdm(batches, f"scoring {split.mode}", len(starts), unit=" batches", leave=False, disable=None)
     for start, pixels in zip(starts, bar, strict=True):
         images, trimaps = images_and_trimaps(pixels)
-        logits = predictor(images)
-        truth, weight = truth_and_weight(trimaps, boundary)
-        dice, iou = dice_and_iou(logits > 0, truth, weight)
-        loss = criterion(logits, truth, weight) if criterion else torch.full_like(dice[0], float("nan"))
-        empty = ~truth.flatten(1).any(1)
-        results.append(torch.stack((dice, iou, empty.to(dice.dtype), loss.to(dice.dtype).expand_as(dice))))
-        if visit:
-            visit(start, logits)
-    dice, iou, empty, loss = torch.cat(results, dim=1).cpu().double().numpy()  # one transfer
-    return Scores(split.names, boundary, dice, iou, empty.astype(bool), float(loss.mean()))
+        logits = predictor.logits(images)
+        target, weight = target_and_weight(trimaps, boundary)
+        intersection, areas = overlap(logits > 0, target, weight)
+        loss = criterion(logits, target, weight) if criterion else torch.full_like(areas[0], float("nan"))
+        empty = ~target.flatten(1).any(1)
+        columns = (*dice_and_iou(intersection, areas), intersection, areas, empty.to(areas.dtype))
+        results.append(torch.stack((*columns, loss.to(areas.dtype).expand_as(areas))))
+        if on_batch:
+            on_batch(start, logits)
+    *columns, empty, loss = torch.cat(results, dim=1).cpu().double().numpy()  # one transfer
+    return Scores(split.names, boundary, *columns, empty.astype(bool), float(loss.mean()))
 
 
-# ---------------------------------------------------------------------------------------------- of a checkpoint
-
-
-def load_predictor(state: dict[str, Any], device: torch.device, flip_average: bool = False) -> Predictor:
-    """The network of a checkpoint, with its weights, on a device."""
-    recipe = Recipe.from_dict(state["recipe"])
-    model = build_network(state["network"])
-    model.load_state_dict(state["model"])
-    precision = choose_precision(state["run"]["precision"], device)
-    model = fold_batchnorm(model).to(device, memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(precision)  # once, where autocast would do it for each batch
-    return Predictor(model, Normalise(recipe.mean, recipe.std).to(device), device, precision, flip_average)
-
-
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """The same function, ready to be asked, with each BatchNorm behind a convolution made part of its weights.
-
-    A network that cannot be traced, because what it does depends on the numbers that it sees, is returned as it is.
-    """
-    from torch import fx
-    from torch.fx.experimental.optimization import fuse
-
-    tracer = fx.Tracer(autowrap_functions=(pad_to_multiple,))
-    try:
-        graph = tracer.trace(model.eval())
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
-        return model
-    return fuse(fx.GraphModule(tracer.root, graph), no_trace=True)
-
-
-def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(S, S) to (height, width), bilinear: the threshold comes after it, so that the outline is smooth at any size."""
-    return cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def send_to_host(values: Tensor) -> tuple[Tensor, "torch.cuda.Event | None"]:
-    """A copy on the host, which has arrived once the event has come (None: it is there already)."""
-    if values.device.type != "cuda":
-        return values.cpu(), None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-    arrival = torch.cuda.Event()
-    arrival.record()
-    return host, arrival
-
-
-def score_checkpoint(
-    args: argparse.Namespace, mode: str, see: Callable[[str, Path, np.ndarray], None] | None = None
-) -> tuple[Scores, Split]:
-    """Score a checkpoint on a split at the model's and at the pictures' resolution, print that, and write it as JSON.
+def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> dict[str, float]:
+    """The scores of one prediction at the image's own size.
 
     Args:
-        args: the flags of ``evaluate.py`` or ``inference.py``.
-        see: called from threads with a sample's name, its picture's file and the logits, (S, S) float32.
+        logits: (S, S) float32; enlarged, then thresholded.
+        trimap: (H, W) uint8.
     """
-    name = args.name
-    path = checkpoint_path(args.save_path, name, args.load_model_epoch or "best")
+    mask = torch.from_numpy(resize_logits(logits, *trimap.shape) > 0)
+    target, weight = target_and_weight(torch.from_numpy(trimap), boundary)
+    intersection, areas = overlap(mask[None, None], target[None, None], weight[None, None])
+    dice, iou = dice_and_iou(intersection, areas)
+    outlined = torch.where(weight, mask, target).numpy()  # ignored pixels cannot be wrong
+    return {
+        "dice_original": dice.item(),
+        "iou_original": iou.item(),
+        "intersection": intersection.item(),
+        "areas": areas.item(),
+        "boundary_f": boundary_f_score(outlined, target.numpy()),
+        "perimeter": perimeter(outlined),
+        "target_perimeter": perimeter(target.numpy()),
+    }
+
+
+def score_split(
+    predictor: Predictor,
+    split: Split,
+    batch_size: int,
+    on_sample: Callable[[str, Path, np.ndarray], None] | None = None,
+) -> tuple[Scores, list[dict[str, float]]]:
+    """Score a split at the model's size and, by threads beside the device's work, each image at its own size.
+
+    Args:
+        on_sample: called from those threads with an image's name, its file, and the logits, (S, S) float32.
+
+    Returns:
+        The scores at the model's size, and what ``score_at_own_size`` returns for each image.
+    """
+    boundary = predictor.config.boundary
+
+    def finish(name: str, logits: np.ndarray) -> dict[str, float]:
+        if on_sample:
+            on_sample(name, image_path(split.root, name), logits)
+        return score_at_own_size(logits, decode_trimap(trimap_path(split.root, name)), boundary)
+
+    own_size: list[dict[str, float]] = []
+    pending: deque[Future[dict[str, float]]] = deque()
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+
+        def on_batch(start: int, logits: Tensor) -> None:
+            for name, one in zip(split.names[start:], logits[:, 0].cpu().numpy(), strict=False):
+                pending.append(pool.submit(finish, name, one))
+            while len(pending) > 256:  # so that the device is never further ahead than that
+                own_size.append(pending.popleft().result())
+
+        scores = evaluate(predictor, split, boundary, batch_size, on_batch=on_batch)
+        own_size += [future.result() for future in pending]
+    return scores, own_size
+
+
+# ---------------------------------------------------------------------------------------------- a checkpoint
+
+
+@dataclass
+class Subject:
+    """A checkpoint that is scored."""
+
+    name: str  # of its run
+    path: Path
+    epoch: int | None  # None for a bare state dict
+    predictor: Predictor
+    root: Path  # of the data
+
+
+def open_checkpoint(args: argparse.Namespace) -> Subject:
+    """Load what the flags of ``evaluate.py`` or ``inference.py`` name.
+
+    Raises:
+        UserError: not there, of another recipe or network than the flags say, or its data is not there.
+    """
+    path = checkpoint_path(args.save_path, args.name, args.load_model_epoch or "best")
     if args.file:
         path = next((path for path in (args.save_path / args.file, args.file) if path.is_file()), args.file)
-    device = choose_device(args.device)
     state = load_checkpoint(path)
-    recipe, run = Recipe.from_dict(state["recipe"]), state["run"]
-    if args.recipe and recipe.name != args.recipe:
-        raise UserError(f"{path} was trained by the recipe {recipe.name}, not by --recipe {args.recipe}")
-    if args.model and recipe.networks[args.model] != state["network"]:
-        raise UserError(f"{path} holds a {state['network']}, not what --model {args.model} stands for")
-    predictor = load_predictor(state, device, args.flip_average)
-    root = find_root(args.data_path or known_data_path(run))
-    epoch = "bare state dict" if state["epoch"] is None else f"epoch {state['epoch']}"
-    side = args.image_size or run["image_size"]
-    print(
-        f"Using {state['network'].split('.')[-1]} model, recipe {recipe.name}, "
-        f"on {describe(device, predictor.precision)}\n"
-        f"Loading model from {path} ({epoch})\n"
-        f"Evaluating model on the {mode} split of {root}",
-        flush=True,
-    )
-    split = load_split(root, mode, side, args.limit).to(device)
-    print(
-        f"    {len(split)} images at {side}x{side}, boundary counts as {run['boundary']}; writes to {path.parent}",
-        flush=True,
-    )
+    config: Config = state["config"]
+    if args.recipe and config.recipe != args.recipe:
+        raise UserError(f"{path} was trained by the recipe {config.recipe}, not by --recipe {args.recipe}")
+    if args.model and config.network not in (args.model, RECIPES.get(config.recipe, Config)(args.model).network):
+        raise UserError(f"{path} holds the network {config.network}, not what --model {args.model} stands for")
+    predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
+    root = find_root(args.data_path or known_data_path(state["data_path"]))
+    return Subject(args.name, path, state["epoch"], predictor, root)
 
-    def finish(sample: str, logits: np.ndarray) -> tuple[float, float]:
-        """Score one sample at its own size."""
-        trimap = decode_trimap(trimap_path(root, sample))
-        mask = resize_logits(logits, *trimap.shape) > 0
-        if see:
-            see(sample, image_path(root, sample), logits)
-        truth, weight = truth_and_weight(torch.from_numpy(trimap)[None, None], run["boundary"])
-        dice, iou = dice_and_iou(torch.from_numpy(mask)[None, None], truth, weight)
-        return dice.item(), iou.item()
 
-    with ThreadPoolExecutor(cpu_cores()) as pool:  # beside the device's work
-        pending: list[Future[tuple[float, float]]] = []
-        on_their_way: list[tuple[Tensor, torch.cuda.Event | None]] = []
+def known_data_path(data_path: str) -> Path:
+    """The folder of the data that a run trained on.
 
-        def hand_out() -> None:
-            """Give the batch that was sent to the host to the threads."""
-            logits, arrival = on_their_way.pop()
-            if arrival:
-                arrival.synchronize()
-            for one in logits[:, 0].numpy():
-                index = len(pending)
-                if index >= 256:
-                    pending[index - 256].result()  # never further ahead than that
-                pending.append(pool.submit(finish, split.names[index], one))
+    Raises:
+        UserError: it is no longer there; no other data takes its place by itself.
+    """
+    trained_on = REPO / data_path
+    if not trained_on.is_dir() and trained_on != DATASET:
+        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
+    return trained_on
 
-        def visit(_: int, logits: Tensor) -> None:
-            """Send a batch to the host, and turn to the one before it while the device goes on."""
-            sent = send_to_host(logits)
-            if on_their_way:
-                hand_out()
-            on_their_way.append(sent)
 
-        scores = evaluate(predictor, split, run["boundary"], args.batch_size, visit=visit)
-        hand_out()
-    dice_original, iou_original = np.array([future.result() for future in pending]).T
-    report = {
+def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]) -> dict[str, Any]:
+    """The score file's content: means per image and over the set, at both sizes, then every image's own."""
+    config = subject.predictor.config
+    column = {key: np.array([one[key] for one in own_size]) for key in own_size[0]}
+    intersection, areas = column["intersection"].sum(), column["areas"].sum()
+    dice_set, iou_set = scores.over_the_set()
+    return {
         "dice": scores.dice.mean(),
         "iou": scores.iou.mean(),
-        "dice_original": dice_original.mean(),
-        "iou_original": iou_original.mean(),
-        "images": len(split),
-        "empty_truths": int(scores.empty_truth.sum()),
-        "boundary": run["boundary"],
-        "image_size": side,
-        "checkpoint": path.name,
-        "epoch": state["epoch"],
-        "split": mode,
-        "flip_average": args.flip_average,
+        "dice_set": dice_set,
+        "iou_set": iou_set,
+        "dice_original": column["dice_original"].mean(),
+        "iou_original": column["iou_original"].mean(),
+        "dice_set_original": 2 * intersection / max(areas, 1),
+        "iou_set_original": intersection / max(areas - intersection, 1),
+        "boundary_f": column["boundary_f"].mean(),
+        "perimeter_ratio": column["perimeter"].sum() / max(column["target_perimeter"].sum(), 1),
+        "images": len(scores.names),
+        "empty_targets": int(scores.empty_target.sum()),
+        "boundary": config.boundary,
+        "image_size": config.image_size,
+        "checkpoint": subject.path.name,
+        "epoch": subject.epoch,
+        "flip_average": subject.predictor.flip_average,
+        "data_path": str(subject.root),
+        **provenance(),
         "per_image": [
-            {"name": n, "dice": d, "iou": i, "dice_original": o, "empty_truth": bool(e)}
-            for n, d, i, o, e in zip(
-                split.names, scores.dice, scores.iou, dice_original, scores.empty_truth, strict=True
+            {"name": name, "dice": dice, "iou": iou, "empty_target": bool(empty), **own}
+            for name, dice, iou, empty, own in zip(
+                scores.names, scores.dice, scores.iou, scores.empty_target, own_size, strict=True
             )
         ],
     }
+
+
+def print_scores(report: dict[str, Any], split: Split) -> None:
+    """Print a summary; its first line is the reports' ``Dice Score: 0.9011``."""
+    flip = ", averaged with the mirrored image's prediction" if report["flip_average"] else ""
     print(
-        f"{recipe.score_line.format(report['dice'])}\n"
-        f"    mean over {len(split)} {mode} images at {side}x{side}, boundary counted as {run['boundary']}, {path.name}"
-        f"{', mean with the mirrored picture' if args.flip_average else ''}\n"
-        f"    {report['empty_truths']} of them have no pet in the truth (1 if none is predicted, else 0)\n"
-        f"    IoU {report['iou']:.4f}; at the pictures' own size: "
-        f"Dice {report['dice_original']:.4f}, IoU {report['iou_original']:.4f}"
+        f"Dice Score: {report['dice']:.4f}\n"
+        f"    mean over {len(split)} {split.mode} images at {report['image_size']}x{report['image_size']}, boundary "
+        f"counted as {report['boundary']}, {report['checkpoint']}{flip}\n"
+        f"    IoU {report['iou']:.4f}; over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}\n"
+        f"    at the images' own size: Dice {report['dice_original']:.4f}, IoU {report['iou_original']:.4f}; "
+        f"over the set: Dice {report['dice_set_original']:.4f}, IoU {report['iou_set_original']:.4f}\n"
+        f"    boundary F-score {report['boundary_f']:.4f} (within {BOUNDARY_TOLERANCE:.2%} of the diagonal), outline "
+        f"{report['perimeter_ratio']:.2f} times as long as the target's"
     )
-    target = path.with_name(f"{name}_{mode}_scores{'_flip' if args.flip_average else ''}.json")
+    if report["empty_targets"]:
+        print(f"    {report['empty_targets']} of the targets show no pet (1 if none is predicted, else 0)")
+
+
+def score_checkpoint(
+    args: argparse.Namespace, mode: str, on_sample: Callable[[str, Path, np.ndarray], None] | None = None
+) -> tuple[Scores, Split]:
+    """Score a checkpoint on a split, print the scores, and write them as JSON beside the checkpoint.
+
+    Args:
+        args: the flags of ``evaluate.py`` or ``inference.py``.
+        on_sample: as of ``score_split``.
+    """
+    subject = open_checkpoint(args)
+    predictor, config = subject.predictor, subject.predictor.config
+    epoch = "weights alone" if subject.epoch is None else f"epoch {subject.epoch}"
+    print(
+        f"Using {config.network.split('.')[-1]} model, recipe {config.recipe}, "
+        f"on {describe(predictor.device, predictor.precision)}\n"
+        f"Loading model from {subject.path} ({epoch})\n"
+        f"Evaluating model on the {mode} split of {subject.root}",
+        flush=True,
+    )
+    split = load_split(subject.root, mode, config.image_size, args.limit).to(predictor.device)
+    print(
+        f"    {len(split)} images at {config.image_size}x{config.image_size}, boundary counted as {config.boundary}; "
+        f"writes to {subject.path.parent}",
+        flush=True,
+    )
+    scores, own_size = score_split(predictor, split, args.batch_size, on_sample)
+    report = {"split": mode, **summarise(subject, scores, own_size)}
+    print_scores(report, split)
+    target = subject.path.with_name(f"{subject.name}_{mode}_scores{'_flip' if args.flip_average else ''}.json")
     with atomic_write(target) as file:
         file.write(json.dumps(report, indent=1).encode())
     print(f"wrote {target}")
     return scores, split
 
 
-def known_data_path(run: dict[str, Any]) -> Path:
-    """Where a run's data lies: where it lay in training.
-
-    Raises:
-        UserError: it is no longer there; no other data takes its place unasked.
-    """
-    trained_on = REPO / run["data_path"]
-    if not trained_on.is_dir() and trained_on != DATASET:
-        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
-    return trained_on
+# ---------------------------------------------------------------------------------------------- the script
 
 
 def add_scoring_options(parser: ArgumentParser) -> None:
     """The flags that ``evaluate.py`` and ``inference.py`` share."""
-    parser.add_run_options(RECIPES, files=True)
+    parser.add_run_options(network_names(), RECIPES, files=True)
     parser.add_argument(
         "--load_model_epoch",
-        type=which_checkpoint,
+        type=cli.which_checkpoint,
         metavar="best|last|final|N",
         help="which checkpoint of the run (default: best)",
     )
     parser.add_argument(
         "--image_size",
-        type=image_side,
-        help="pixels that the network sees in height and width (default: as in training; for a bare state dict, which "
-        f"does not know, {SETTINGS['image_size']})",
+        type=cli.image_size,
+        help="pixels of the network's input in height and width (default: as in training; "
+        f"{Config.image_size} for a bare state dict)",
     )
     parser.add_argument(
-        "--data_path", type=Path, help="the data set's folder (default: the one that the run trained on)"
+        "--data_path", type=cli.existing_path, help="the data set's folder (default: that of the training)"
     )
     parser.add_argument(
-        "--batch_size", type=positive_int, default=32, help="images; changes speed and memory, not the score"
+        "--batch_size", type=cli.positive_int, default=32, help="images; changes speed and memory, not the score"
     )
     parser.add_argument(
-        "--flip_average", action="store_true", help="predict the mirrored picture too and take the mean"
+        "--flip_average",
+        action="store_true",
+        help="average with the mirrored image's prediction (test-time augmentation)",
     )
 
 
@@ -354,7 +395,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Score a checkpoint.")
     add_scoring_options(parser)
     parser.add_argument(
-        "--split", choices=("valid", "test"), default="valid", help="which samples; look at test once, at the end"
+        "--split",
+        choices=("train", "valid", "test"),
+        default="valid",
+        help="which images; look at test once, at the end",
     )
     return parse_scoring_args(parser, argv)
 

@@ -1,7 +1,12 @@
-"""Predict every test picture: print the test Dice, write masks, overlays and a contact sheet.
+"""Score the test split with a checkpoint: print the test Dice, write masks, overlays and a contact sheet.
 
 python src/inference.py --model R
 """
+
+import cli
+
+if __name__ == "__main__":
+    cli.start()
 
 import argparse
 import time
@@ -13,38 +18,39 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluate import Scores, add_scoring_options, parse_scoring_args, resize_logits, score_checkpoint
-from losses import truth_and_weight
-from options import OUTPUTS, ArgumentParser, run_script
-from oxford_pet import Split, decode_image, decode_trimap, image_path, trimap_path
+from cli import OUTPUTS, ArgumentParser, run_script
+from evaluate import Scores, add_scoring_options, parse_scoring_args, score_checkpoint
+from images import decode_image
+from oxford_pet import Split, image_path, trimap_path
+from predictor import resize_logits
 from report import draw_contact_sheet, overlay
+from trimap import decode_trimap, target_and_weight
 
 
-def write_prediction(output: Path, overlays: bool, name: str, picture: Path, logits: np.ndarray) -> None:
-    """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the picture's own size.
+def write_prediction(output: Path, overlays: bool, name: str, image_file: Path, logits: np.ndarray) -> None:
+    """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the image's own size.
 
     Args:
         overlays: whether to write those too.
-        picture: its file.
         logits: (S, S) float32.
     """
     if overlays:
-        image = decode_image(picture)
+        image = decode_image(image_file)
         height, width = image.shape[:2]
     else:
-        with Image.open(picture) as header:
+        with Image.open(image_file) as header:
             width, height = header.size
     mask = resize_logits(logits, height, width) > 0
     output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
     Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png", compress_level=3)
     if not overlays:
         return
-    laid = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
-    (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", laid, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
+    drawn = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
+    (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", drawn, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 
 
 def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 6) -> Path:
-    """Write the best, the middle and the worst predictions, a column each: picture, truth and prediction in a tile."""
+    """Write the best, the middle and the worst predictions, a column each: image, target and prediction in a tile."""
     ranked = np.argsort(-scores.dice, kind="stable")
     rows = min(rows, max(1, len(ranked) // 3))
     middle = (len(ranked) - rows) // 2
@@ -56,22 +62,21 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
             name = scores.names[index]
             image = decode_image(image_path(split.root, name))
             trimap = torch.from_numpy(decode_trimap(trimap_path(split.root, name)))
-            truth = overlay(image, truth_and_weight(trimap, scores.boundary)[0].numpy())
+            target = overlay(image, target_and_weight(trimap, scores.boundary)[0].numpy())
             with Image.open(output / f"{name}_mask.png") as mask:
                 prediction = overlay(image, np.asarray(mask) > 0)
-            tiles.append((f"{which}: {name}, Dice {scores.dice[index]:.3f}", [image, truth, prediction]))
-    sheet = draw_contact_sheet(tiles, columns=3)
+            tiles.append((f"{which}: {name}, Dice {scores.dice[index]:.3f}", [image, target, prediction]))
     path = output / "contact_sheet.png"
-    Image.fromarray(sheet).save(path)
+    Image.fromarray(draw_contact_sheet(tiles, columns=3)).save(path)
     return path
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser("Predict the test pictures with a checkpoint.")
+    parser = ArgumentParser("Predict the test images with a checkpoint.")
     add_scoring_options(parser)
     parser.add_argument("--masks_only", action="store_true", help="no overlays, which take longer to write than masks")
     parser.add_argument(
-        "--output", type=Path, help=f"folder of the pictures (default: {OUTPUTS.name}/ and the run's name)"
+        "--output", type=Path, help=f"folder of the masks and overlays (default: {OUTPUTS.name}/ and the run's name)"
     )
     return parse_scoring_args(parser, argv)
 
@@ -83,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
     sheet = write_contact_sheet(output, scores, split)
     what = "masks" if args.masks_only else "masks and overlays"
-    print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s\nlook at {sheet}")
+    print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s; the contact sheet is {sheet}")
 
 
 if __name__ == "__main__":

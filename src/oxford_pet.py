@@ -1,24 +1,24 @@
-"""The data: download, check, split, decode once.
+"""Oxford-IIIT Pet: download it, list its splits, and load them sample by sample or decoded once as a whole.
 
 Source: Parkhi et al., "Cats and Dogs" (CVPR 2012), https://www.robots.ox.ac.uk/~vgg/data/pets/, CC BY-SA 4.0.
-A trimap's pixels are 1 (pet), 2 (background) or 3 (boundary).
 """
+
+import cli
+
+if __name__ == "__main__":
+    cli.start()
 
 import argparse
 import hashlib
-import io
-import math
-import os
 import shutil
-import struct
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,37 +26,41 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atomic import atomic_write
-from augment import BACKGROUND, BOUNDARY, PET
-from options import DATASET, ArgumentParser, UserError, positive_int, run_script
+from atomic import atomic_folder, atomic_write
+from cli import DATASET, ArgumentParser, UserError, run_script, shell
+from images import decode_image, in_threads, resize_image
+from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap
 
 MODES = ("train", "valid", "test")
 FOLDER = "oxford-iiit-pet"
-cv2.setNumThreads(1)  # the pictures are spread over threads below; inside one picture more threads only get in the way
+ARCHIVES = {  # URL and MD5
+    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+    "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
+}
 
 
-# ---------------------------------------------------------------------------------------------- where, and which
+# ---------------------------------------------------------------------------------------------- files and splits
 
 
 def find_root(data_path: str | Path) -> Path:
-    """The data set's own folder, given that folder, the one above it, or the one that holds ``dataset/``.
+    """Find the data set's own folder, given that folder, the one above it, or the one that holds ``dataset/``.
 
     Raises:
         UserError: none of the three holds ``annotations/trainval.txt``.
     """
     data_path = Path(data_path)
-    candidates = (data_path, data_path / FOLDER, data_path / "dataset" / FOLDER)
-    for root in candidates:
+    for root in (data_path, data_path / FOLDER, data_path / "dataset" / FOLDER):
         if (root / "annotations" / "trainval.txt").is_file():
             return root
+    where = () if data_path == DATASET else ("--data_path", data_path)
     raise UserError(
         f"no data set at {data_path}: no annotations/trainval.txt in it, nor in its {FOLDER}/ or dataset/{FOLDER}/; "
-        "`python src/oxford_pet.py --download` fetches the real one"
+        f"to download it: {shell('python', 'src/oxford_pet.py', '--download', *where)}"
     )
 
 
 def read_list(root: Path, name: str) -> list[str]:
-    """The first word of each line of ``annotations/<name>.txt``, in file order."""
+    """Read the first word of each line of ``annotations/<name>.txt``, in file order."""
     path = root / "annotations" / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -66,7 +70,7 @@ def read_list(root: Path, name: str) -> list[str]:
 
 
 def read_split(root: Path, mode: str) -> list[str]:
-    """The names of a split's samples: every tenth of trainval.txt, from its first on, is valid, the others train.
+    """Read the names of a split's samples. Every tenth of trainval.txt, from its first on, is valid, the others train.
 
     Args:
         mode: train (3312 of the real data), valid (368) or test (3669).
@@ -94,122 +98,10 @@ def trimap_path(root: Path, name: str) -> Path:
     return root / "annotations" / "trimaps" / f"{name}.png"
 
 
-# ---------------------------------------------------------------------------------------------- the one decoder
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is on a list but not there; `python src/oxford_pet.py --check` names all such"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether a JPEG or PNG has its end mark. OpenCV 4 fills what a truncated file lacks with grey, silently."""
-    if data.startswith(b"\xff\xd8"):
-        return data.rstrip(b"\0").endswith(b"\xff\xd9")
-    return data.startswith(b"\x89PNG") and b"IEND" in data[-16:]
-
-
-def jpeg_components(data: bytes) -> int:
-    """How many colour components a JPEG has, by its frame header (ITU T.81, B.2.2); 0 if that is not found."""
-    at = 2
-    while data.startswith(b"\xff\xd8") and at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 9]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
-
-
-def decode_image(path: Path) -> np.ndarray:
-    """Decode a picture to RGB, whatever it is: grey, palette, RGBA, CMYK, 16 bit, GIF, and whatever its name ends in.
-
-    An EXIF rotation is not applied, because the data set's trimaps lie on the pixels as they are stored.
-
-    Returns:
-        (H, W, 3) uint8. Transparency is dropped.
-
-    Raises:
-        UserError: missing, truncated, or not a picture.
-    """
-    return cv2.cvtColor(decode_bgr(path), cv2.COLOR_BGR2RGB)
-
-
-def decode_bgr(path: Path) -> np.ndarray:
-    """``decode_image`` with the channels in OpenCV's order: blue, green, red."""
-    data = read_bytes(path)
-    is_cmyk = b"Adobe" in data[:4096] and jpeg_components(data) == 4  # OpenCV would not see the inversion
-    if is_whole(data) and not is_cmyk:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        with suppress(cv2.error):
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            if image is not None:
-                return image
-    return cv2.cvtColor(_decode_with_pillow(path, data, "RGB"), cv2.COLOR_RGB2BGR)
-
-
-def decode_trimap(path: Path) -> np.ndarray:
-    """Decode a trimap: (H, W) uint8 of 1 pet, 2 background, 3 boundary; a palette's indices are the values.
-
-    Raises:
-        UserError: missing, truncated, not a picture, or with other values.
-    """
-    data = read_bytes(path)
-    trimap = None
-    if is_whole(data):
-        with suppress(cv2.error):
-            trimap = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if trimap is None or trimap.ndim != 2 or trimap.dtype != np.uint8:
-        trimap = _decode_with_pillow(path, data, None)
-    is_whole_numbered = trimap.dtype.kind in "iu"
-    if trimap.ndim != 2 or not (is_whole_numbered and trimap.min() >= PET and trimap.max() <= BOUNDARY):
-        values = np.unique(trimap)
-        shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-        raise UserError(
-            f"{path} is no trimap: it should have one channel of 1 (pet), 2 (background), 3 (boundary); "
-            f"its shape is {trimap.shape} and its values are {shown}"
-        )
-    return trimap.astype(np.uint8, copy=False)
-
-
-def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray:
-    """The strict, slow way, for what OpenCV cannot read or reads wrongly; mode None keeps the stored values."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if mode == "RGB" and image.mode.startswith("I"):  # 16 bit: Pillow would clip, where the upper byte is meant
-                return np.repeat((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(image if mode is None else image.convert(mode))
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is broken: {error}") from error
-
-
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) to (height, width, 3): bilinear; where it shrinks to less than half, the mean over the area.
-
-    Down to half, two neighbours leave nothing out, and OpenCV is much faster so.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks and skips else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=interpolation)
-
-
-def resize_trimap(trimap: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W) to (height, width), nearest by pixel centres (cv2.INTER_NEAREST would shift by half a pixel)."""
-    if trimap.shape == (height, width):
-        return trimap
-    return cv2.resize(trimap, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+def missing_files(root: Path) -> list[Path]:
+    """The images and trimaps that are listed but missing."""
+    names = [name for listed in ("trainval", "test") for name in read_list(root, listed)]
+    return [path for name in names for path in (image_path(root, name), trimap_path(root, name)) if not path.is_file()]
 
 
 # ---------------------------------------------------------------------------------------------- sample by sample
@@ -222,8 +114,8 @@ class SimpleOxfordPetDataset(torch.utils.data.Dataset):
         root: the data set's own folder, the one above it, or the one that holds ``dataset/``.
         mode: train, valid or test.
         transform: called as ``transform(image=, mask=, trimap=)`` with arrays (H, W, 3), (H, W), (H, W) at the
-            picture's own size; returns a dict of the same.
-        image_size: pixels of height and width.
+            image's own size; returns a dict of the same.
+        image_size: height and width of the samples, in pixels.
 
     A sample is a dict of image (3, S, S) uint8, mask (1, S, S) float32 of 0 and 1 (1 is pet or boundary), and trimap
     (1, S, S) uint8.
@@ -248,18 +140,59 @@ class SimpleOxfordPetDataset(torch.utils.data.Dataset):
         if self.transform is not None:
             sample = self.transform(**sample)
         side = self.image_size
-        return {
-            "image": np.moveaxis(resize_image(sample["image"], side, side), -1, 0),
-            "mask": resize_trimap(sample["mask"], side, side)[None],
-            "trimap": resize_trimap(sample["trimap"], side, side)[None],
-        }
+        image = np.moveaxis(resize_image(sample["image"], side, side), -1, 0)  # (3, S, S)
+        mask, trimap = (resize_trimap(sample[key], side, side)[None] for key in ("mask", "trimap"))  # (1, S, S)
+        arrays = {"image": image, "mask": mask, "trimap": trimap}
+        return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
 
 
-def load_dataset(
-    data_path: str | Path, mode: str, transform: Callable[..., dict] | None = None
-) -> SimpleOxfordPetDataset:
-    """The reports' way to a split: ``load_dataset("dataset/oxford-iiit-pet", "train")``."""
-    return SimpleOxfordPetDataset(data_path, mode, transform)
+def rotate_and_flip(image: np.ndarray, mask: np.ndarray, trimap: np.ndarray) -> dict[str, np.ndarray]:
+    """Augment a sample as report lab2 did; PyTorch's generator draws how.
+
+    A rotation by a whole number of degrees from -15 to 14, a horizontal and a vertical flip with probability 0.5 each,
+    the same for all three arrays. The empty corners are black, and background.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) float32, 1 where the trimap is not background.
+        trimap: (H, W) uint8.
+
+    Returns:
+        A dict of image, mask and trimap, of the same shapes and dtypes.
+    """
+    from imutils import rotate
+
+    degrees = int(torch.randint(-15, 15, ()))
+    flips = [code for code in (1, 0) if torch.rand(()) < 0.5]  # of cv2.flip: horizontal, vertical
+
+    def move(array: np.ndarray) -> np.ndarray:
+        array = rotate(array, degrees)
+        for code in flips:
+            array = cv2.flip(array, code)
+        return array
+
+    # The rotation interpolates: halfway from pet (1) to boundary (3) it would find background (2).
+    is_foreground, is_pet = move(mask) > 0.5, move((trimap == PET).astype(np.float32)) > 0.5
+    moved = np.where(is_foreground, np.where(is_pet, PET, BOUNDARY), BACKGROUND).astype(np.uint8)
+    return {"image": move(image), "mask": is_foreground.astype(np.float32), "trimap": moved}
+
+
+def load_dataset(data_path: str | Path, mode: str) -> SimpleOxfordPetDataset:
+    """Load a split as report lab2 did: downloaded if it is missing, augmented in mode train.
+
+    Args:
+        data_path: the data set's folder, such as ``dataset/oxford-iiit-pet``.
+        mode: train, valid or test.
+
+    Raises:
+        UserError: the download failed, or the folder holds other files.
+    """
+    try:
+        root = find_root(data_path)
+    except UserError:
+        download(Path(data_path))
+        root = Path(data_path)
+    return SimpleOxfordPetDataset(root, mode, rotate_and_flip if mode == "train" else None)
 
 
 # ---------------------------------------------------------------------------------------------- a split at once
@@ -267,12 +200,12 @@ def load_dataset(
 
 @dataclass
 class Split:
-    """A whole split, decoded.
+    """A decoded, cached split.
 
     Attributes:
         root: the data set's own folder.
         mode: train, valid or test.
-        names: of the samples, in the order of the arrays.
+        names: of the samples, in the order of the pixels.
         pixels: (n, S, S, 4) uint8: red, green, blue, trimap; on the device, or a memory map of the cache.
     """
 
@@ -285,17 +218,17 @@ class Split:
         return len(self.names)
 
     def to(self, device: torch.device) -> "Split":
-        """On the device, where it fits into half of the free memory; else it stays, and batches travel one by one."""
+        """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""
         fits = device.type != "cuda" or self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
-        return Split(self.root, self.mode, self.names, self.pixels.to(device) if fits else self.pixels)
+        return replace(self, pixels=self.pixels.to(device)) if fits else self
 
     def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
-        """Samples in an order, some at a time, as pixels (N, S, S, 4) uint8 on a device.
+        """Yield samples in the given order as pixels (N, S, S, 4) uint8 on a device.
 
-        Where they do not lie there, a thread fetches them one batch ahead, so that the device waits for no disk.
+        Pixels that are elsewhere are fetched one batch ahead by a thread, so the device does not wait for the disk.
 
         Args:
-            order: (n,) int64, on the CPU.
+            order: (n,) int64, indices of samples, on the CPU.
             size: of a batch; the last one may be smaller.
         """
         if self.pixels.device.type == device.type:
@@ -317,22 +250,22 @@ class Split:
 
 
 def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, S, S, 4) uint8 of a split to images (N, 3, S, S) float32, 0 to 255, and trimaps (N, 1, S, S) uint8."""
-    pixels = pixels.permute(0, 3, 1, 2)
+    """Split (N, S, S, 4) uint8 pixels into images (N, 3, S, S) float32, 0 to 255, and trimaps (N, 1, S, S) uint8."""
+    pixels = pixels.permute(0, 3, 1, 2)  # (N, 4, S, S)
     return pixels[:, :3].float(), pixels[:, 3:]
 
 
 def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | None = None) -> Split:
-    """Decode a split to ``image_size``, once: the arrays are kept in ``.cache/`` of the data set's folder.
+    """Decode a split to ``image_size``, once: the pixels are kept in ``.cache/`` of the data set's folder.
 
-    A cached file is used only while every picture and trimap has the name, size and time of change that it had; it is
-    written aside and renamed, so it is whole or not there, also when two runs start at once.
+    A cached file is used only while each image and trimap has the name, size and time of change that it had. It is
+    written atomically, so two runs may start at once.
 
     Args:
         limit: keep only so many samples, evenly spaced.
 
     Raises:
-        UserError: no data there, an empty list, or a file that cannot be read.
+        UserError: no data set there, an empty list, or a file that is missing or cannot be read.
     """
     root = find_root(data_path)
     names = evenly_spaced(read_split(root, mode), limit)
@@ -341,310 +274,148 @@ def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | N
     shape = (len(names), image_size, image_size, 4)
     prefix = f"{mode}-{len(names)}x{image_size}-"
     cached = root / ".cache" / f"{prefix}{_cache_key(root, names)}.npy"
-    with suppress(OSError, ValueError, EOFError):  # not there, or not whole: decode
+    with suppress(OSError, ValueError, EOFError):  # missing or broken: decode
         pixels = np.load(cached, mmap_mode="c")
         if pixels.shape == shape:
             return Split(root, mode, names, torch.from_numpy(pixels))
 
-    rows = tqdm(
-        decode_all(root, names, image_size), f"decoding {mode}", len(names), unit=" images", leave=False, disable=None
-    )
     try:
         cached.parent.mkdir(exist_ok=True)
         with atomic_write(cached) as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for row in rows:
-                file.write(row.data)
-    except OSError as error:  # a folder that cannot be written, a full disk: the run needs no cache
+            for sample in decode_all(root, names, image_size, f"decoding {mode}"):
+                file.write(sample.data)
+        pixels = np.load(cached, mmap_mode="c")
+    except OSError as error:  # a folder that cannot be written, a full disk: training works without the cache
         print(f"note: the decoded {mode} split is not kept in {cached.parent} ({error.strerror})", file=sys.stderr)
-        return Split(root, mode, names, torch.from_numpy(np.stack(list(decode_all(root, names, image_size)))))
-    finally:
-        rows.close()
+        pixels = np.stack(list(decode_all(root, names, image_size, f"decoding {mode}")))
     for stale in cached.parent.glob(f"{prefix}*.npy"):
         if stale != cached:
             with suppress(OSError):  # Windows: another run still reads it
                 stale.unlink()
-    return Split(root, mode, names, torch.from_numpy(np.load(cached, mmap_mode="c")))
+    return Split(root, mode, names, torch.from_numpy(pixels))
 
 
-def decode_all(root: Path, names: list[str], image_size: int) -> Iterator[np.ndarray]:
-    """(S, S, 4) uint8 of red, green, blue and trimap for each name, in order, decoded by a thread a core."""
+def decode_all(root: Path, names: list[str], image_size: int, task: str = "decoding") -> Iterator[np.ndarray]:
+    """Yield (S, S, 4) uint8 of red, green, blue and trimap for each name, in order, decoded in one thread per core.
+
+    Args:
+        task: what the progress bar says.
+    """
 
     def decode(name: str) -> np.ndarray:
-        image, trimap = decode_bgr(image_path(root, name)), decode_trimap(trimap_path(root, name))
-        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_BGR2RGBA)
+        image, trimap = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name))
+        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
         return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
-    return in_threads(decode, names)
-
-
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """``map`` over a thread a core, in order, some 64 results ahead. (Decoding and coding release Python's lock.)"""
-    with ThreadPoolExecutor(cpu_cores()) as pool:
-        waiting = []
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 64:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def cpu_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield from tqdm(in_threads(decode, names), task, len(names), unit=" images", leave=False, disable=None)
 
 
 def _cache_key(root: Path, names: list[str]) -> str:
-    """Changes with whatever the decoded arrays depend on."""
+    """A hash of all that the decoded pixels depend on."""
     digest = hashlib.sha256(b"decoder 2")
     for name in names:
         for path in (image_path(root, name), trimap_path(root, name)):
             try:
                 stat = path.stat()
-            except OSError:
-                read_bytes(path)  # says what is wrong with it
-                raise
+            except OSError as error:
+                command = shell("python", "tools/check_data.py", root)
+                raise UserError(
+                    f"{path} is listed but cannot be read ({error.strerror}); all such files: {command}"
+                ) from None
             digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------- the script
+# ---------------------------------------------------------------------------------------------- download
 
 
 def download(target: Path = DATASET) -> None:
-    """Fetch the archives (about 0.8 GB), verify their checksums, unpack beside the target, and rename into place.
+    """Download the archives (0.8 GB), verify their checksums, unpack them and move the complete folder to ``target``.
 
-    What stands in ``target`` is never half a data set. Archives that were placed by hand in the target's parent folder
-    are used instead of the network. An interrupted download leaves its finished archives for the next try.
+    Archives that were placed by hand beside ``target`` are used instead. An interrupted download keeps the archives
+    that are complete for the next try.
 
     Raises:
-        UserError: no network, a wrong checksum, or listed files that the archives do not hold.
+        UserError: no network, a wrong checksum, or ``target`` holds other files or an incomplete data set.
     """
     if target.is_dir() and any(target.iterdir()):
         if not (target / "annotations" / "trainval.txt").is_file():
-            raise UserError(f"{target} is no data set and not empty: name another folder with --data_path")
+            raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
         missing = missing_files(target)
-        if not missing:
-            print(f"{target} is there and complete")
-            return
-        raise UserError(
-            f"{target} is there, but lacks {len(missing)} listed files, {missing[0]} first; remove it to download anew"
-        )
-
-    from torchvision.datasets import OxfordIIITPet
-
-    staging = target.with_name(f".{target.name}.download")
-    unpacked = staging / FOLDER
-    unpacked.mkdir(parents=True, exist_ok=True)
-    archives = [url.rsplit("/", 1)[-1] for url, _ in OxfordIIITPet._RESOURCES]
-    for archive in archives:
-        if (target.parent / archive).is_file():
-            print(f"using {target.parent / archive}")
-            shutil.copy2(target.parent / archive, unpacked / archive)
-    print(f"downloading to {target} (0.8 GB) ...", flush=True)
-    for half_unpacked in ("images", "annotations"):
-        shutil.rmtree(unpacked / half_unpacked, ignore_errors=True)
+        if missing:
+            raise UserError(
+                f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
+            )
+        print(f"{target} is complete already")
+        return
+    parent = target.absolute().parent
+    downloaded = parent / f".{target.name}.download"
     try:
-        OxfordIIITPet(str(staging), download=True)
-    except (OSError, RuntimeError, EOFError) as error:
+        archives = [_fetch(url, md5, parent, downloaded) for url, md5 in ARCHIVES.items()]
+    except (OSError, HTTPException) as error:
+        names = " and ".join(url.rsplit("/", 1)[1] for url in ARCHIVES)
         raise UserError(
-            f"the download did not work: {error}\n"
-            f"By hand: put {' and '.join(archives)} (from https://www.robots.ox.ac.uk/~vgg/data/pets/)\n"
-            f"into {target.parent} and type the command again.\n"
-            "Without the data: `python src/synthetic_pet.py dataset/drawn-pets` draws pets, "
+            f"the download failed: {error}\n"
+            f"By hand: put {names} (from https://www.robots.ox.ac.uk/~vgg/data/pets/)\n"
+            f"into {parent} and run the command again.\n"
+            "Without the data: `python tools/draw_pets.py dataset/drawn-pets` draws pets, "
             "and `--data_path dataset/drawn-pets` trains on them."
         ) from error
-    missing = missing_files(unpacked)
-    if missing:
-        raise UserError(
-            f"the archives lack {len(missing)} listed files, {missing[0]} first; remove {staging} and try again"
-        )
-    for archive in archives:
-        (unpacked / archive).unlink()
-    if target.is_dir():
-        target.rmdir()
-    os.replace(unpacked, target)
-    shutil.rmtree(staging)
+    with atomic_folder(target) as folder:
+        for archive in archives:
+            print(f"unpacking {archive.name}", flush=True)
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+    shutil.rmtree(downloaded, ignore_errors=True)
     print(f"wrote {target}")
 
 
-def missing_files(root: Path) -> list[Path]:
-    """The pictures and trimaps that are listed but not there."""
-    names = [name for listed in ("trainval", "test") for name in read_list(root, listed)]
-    return [path for name in names for path in (image_path(root, name), trimap_path(root, name)) if not path.is_file()]
+def _fetch(url: str, md5: str, parent: Path, downloaded: Path) -> Path:
+    """Return the path of an archive with the right checksum, in ``parent`` or downloaded to ``downloaded``."""
+    name = url.rsplit("/", 1)[1]
+    for path in (parent / name, downloaded / name):
+        if path.is_file() and _md5(path) == md5:
+            print(f"using {path}")
+            return path
+    downloaded.mkdir(parents=True, exist_ok=True)
+    print(f"downloading {url}", flush=True)
+    torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+    if _md5(path) != md5:
+        path.unlink()
+        raise OSError(f"the checksum of {url} is wrong")
+    return path
 
 
-def shrink(root: Path, output: Path, side: int) -> None:
-    """Write a copy of the data set with all listed pictures (JPEG, quality 90) and trimaps at side x side pixels.
-
-    Raises:
-        UserError: the output folder exists, or a file cannot be read.
-    """
-    if output.exists():
-        raise UserError(f"{output} exists already; name another folder or remove it")
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
-    names = read_list(root, "trainval") + read_list(root, "test")
-    try:
-        (staging / "images").mkdir(parents=True)
-        (staging / "annotations" / "trimaps").mkdir(parents=True)
-        for path in sorted((root / "annotations").glob("[!.]*.txt")):
-            shutil.copy2(path, staging / "annotations")
-        rows = tqdm(decode_all(root, names, side), "shrinking", len(names), unit=" images", leave=False, disable=None)
-        for name, row in zip(names, rows, strict=True):
-            for path, pixels in (
-                (image_path(staging, name), cv2.cvtColor(row[:, :, :3], cv2.COLOR_RGB2BGR)),
-                (trimap_path(staging, name), row[:, :, 3]),
-            ):
-                _, data = cv2.imencode(path.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
-                path.write_bytes(data)
-        (staging / "README").write_text(
-            f"{len(names)} pictures and trimaps of the data set {root.name}, resized to {side}x{side} pixels\n"
-            "(the aspect ratio is not kept); pictures coded again as JPEG of quality 90.\n"
-            "If this is Oxford-IIIT Pet (Parkhi et al., 2012): its licence is CC BY-SA 4.0, and the copyright\n"
-            "of the pictures remains with their owners.\n"
-        )
-        os.replace(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    print(
-        f"wrote {len(names)} pictures and trimaps to {output}\n"
-        f"next: python src/train.py --model R --data_path {output} --image_size {side}"
-    )
-
-
-@dataclass
-class Examined:
-    """What ``check`` finds out about a listed sample that could be read."""
-
-    name: str
-    kinds: tuple[str, str]  # what the files of picture and trimap really are
-    colour_mode: str  # of the picture, as Pillow calls it
-    digest: str  # of the decoded picture
-    sizes: tuple[str, str]  # of picture and trimap, as 500x375
-    has_pet: bool
-
-
-def examine(root: Path, name: str) -> Examined | UserError:
-    """Read a sample; the error, where it cannot be read."""
-    from PIL import Image
-
-    paths = image_path(root, name), trimap_path(root, name)
-    try:
-        image, trimap = decode_image(paths[0]), decode_trimap(paths[1])
-    except UserError as error:
-        return error
-    with Image.open(paths[0]) as opened_image, Image.open(paths[1]) as opened_trimap:
-        kinds, colour_mode = (opened_image.format, opened_trimap.format), opened_image.mode
-    sizes = tuple(f"{array.shape[1]}x{array.shape[0]}" for array in (image, trimap))
-    digest = hashlib.sha256(sizes[0].encode() + image.tobytes()).hexdigest()
-    return Examined(name, kinds, colour_mode, digest, sizes, bool((trimap == PET).any()))
-
-
-def check(root: Path) -> bool:
-    """Read every listed file and print what is odd, each by name.
-
-    Returns:
-        Whether training would be right: false for missing or unreadable files, trimap values outside 1, 2, 3, sizes
-        that differ, a name in two places, or an empty split. The rest (a wrong ending, a trimap without a pet, the same
-        picture twice) is said too, but the original has such things, and training can live with them.
-    """
-    from imutils.paths import list_images
-
-    splits = {mode: read_split(root, mode) for mode in MODES}
-    places: dict[str, list[str]] = {}
-    for mode, names in splits.items():
-        for name in names:
-            places.setdefault(name, []).append(mode)
-    print(f"{root}\n" + ", ".join(f"{mode} {len(names)}" for mode, names in splits.items()))
-
-    threads = in_threads(lambda name: examine(root, name), places)
-    read = list(tqdm(threads, "reading", len(places), unit=" images", leave=False, disable=None))
-    good = [one for one in read if isinstance(one, Examined)]
-    same: dict[str, list[str]] = {}
-    for one in good:
-        same.setdefault(one.digest, []).append(one.name)
-    twins = [[f"{name} ({', '.join(places[name])})" for name in names] for names in same.values() if len(names) > 1]
-    leaks = [names for names in twins if all(any(f"({m}" in name for name in names) for m in ("train", "test"))]
-    stray = [
-        path.name
-        for folder in (root / "images", root / "annotations" / "trimaps")
-        for path in sorted(map(Path, list_images(folder)))
-        if path.stem not in places and not path.name.startswith(".")
-    ]
-    print(f"sizes {_extremes(one.sizes[0] for one in good)}; colour modes {dict(Counter(o.colour_mode for o in good))}")
-
-    def tell(title: str, entries: list[str], mark: str = "note") -> bool:
-        print(f"{mark if entries else 'ok':>5} {len(entries):5} {title}" + "".join(f"\n{'':12}{e}" for e in entries))
-        return not entries
-
-    right = [
-        tell("splits without a sample", [mode for mode in MODES if not splits[mode]], "WRONG"),
-        tell("names in two places", [f"{n} ({', '.join(m)})" for n, m in places.items() if len(m) > 1], "WRONG"),
-        tell(
-            "missing, unreadable, or with trimap values outside 1, 2, 3",
-            [str(one) for one in read if isinstance(one, UserError)],
-            "WRONG",
-        ),
-        tell(
-            "where picture and trimap differ in size",
-            [f"{o.name}: {' and '.join(o.sizes)}" for o in good if o.sizes[0] != o.sizes[1]],
-            "WRONG",
-        ),
-    ]
-    tell(
-        "files that are not what their name says",
-        [f"{o.name}.jpg is {o.kinds[0]}" for o in good if o.kinds[0] not in ("JPEG", "MPO")]
-        + [f"{o.name}.png is {o.kinds[1]}" for o in good if o.kinds[1] != "PNG"],
-    )
-    tell("pictures not stored as RGB", [f"{o.name}: {o.colour_mode}" for o in good if o.colour_mode != "RGB"])
-    tell("trimaps without a pet", [o.name for o in good if not o.has_pet])
-    tell("pictures that stand in both train and test", [", ".join(names) for names in leaks])
-    tell("other pictures that stand there twice", [", ".join(names) for names in twins if names not in leaks])
-    tell("files on no list, not used", stray)
-    print("training would be right" if all(right) else "training would be wrong: mend what is marked WRONG")
-    return all(right)
-
-
-def _extremes(sizes: Iterable[str]) -> str:
-    """The smallest and the largest size, by area."""
-    by_area = sorted(set(sizes), key=lambda size: math.prod(map(int, size.split("x"))))
-    return f"{by_area[0]} to {by_area[-1]}" if by_area else "none"
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser("Download, check or shrink the Oxford-IIIT Pet data set.")
+    parser = ArgumentParser("Download the Oxford-IIIT Pet data set.")
     parser.add_argument("--data_path", type=Path, default=DATASET, help="the data set's folder")
-    parser.add_argument("--download", action="store_true", help="fetch it to --data_path (0.8 GB)")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="read every listed file and name what is odd; exit code 1 if training would be wrong",
-    )
-    parser.add_argument(
-        "--shrink", type=positive_int, metavar="N", help="write a copy with pictures and trimaps at N x N pixels"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the copy goes")
+    parser.add_argument("--download", action="store_true", help="download it to --data_path (0.8 GB)")
+    for moved in ("--check", "--shrink", "--output"):
+        parser.add_argument(moved, nargs="?", const="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if not (args.download or args.check or args.shrink):
-        parser.error("say what to do: --download, --check or --shrink N --output DIR")
-    if bool(args.shrink) != bool(args.output):
-        parser.error("--shrink N and --output DIR go together")
+    if args.check is not None:
+        parser.exit(2, f"error: --check has moved: {shell('python', 'tools/check_data.py', args.data_path)}\n")
+    if args.shrink is not None or args.output is not None:
+        words = ("tools/shrink_data.py", args.data_path, args.output or "OUTPUT", "--size", args.shrink or 128)
+        parser.exit(2, f"error: --shrink has moved: {shell('python', *words)}\n")
+    if not args.download:
+        parser.error("nothing to do: --download downloads the data set")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.download:
-        download(args.data_path)
-    root = find_root(args.data_path)
-    if args.shrink:
-        shrink(root, args.output, args.shrink)
-    if args.check and not check(root):
-        sys.exit(1)
+    data_path = parse_args(argv).data_path
+    download(data_path)
+    print(f"next: {shell('python', 'src/train.py', '--model', 'R', '--data_path', data_path)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures that a person can learn from: curves of a run, masks laid over pictures, contact sheets."""
+"""Draw and write what people look at: curves, overlays, contact sheets, the history file."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
     """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
 
     Args:
-        history: a dict of ``HISTORY_COLUMNS`` an epoch, and of ``train_dice`` where the recipe scores the training
-            images too. The arrays have one float64 an epoch.
+        history: a dict of ``HISTORY_COLUMNS`` for each epoch, and ``train_dice`` where the recipe scores the
+            training images too. The arrays have one float64 an epoch.
     """
 
     with atomic_write(folder / f"{name}_history.csv") as file:
@@ -42,7 +42,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Loss of train and valid above, Dice of valid below; one column a run, with common scales so that they compare.
+    """Plot training and validation loss above, Dice below; a column for each run, with common scales.
 
     Args:
         runs: the history of each run, by its title.
@@ -59,12 +59,12 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
         epochs = [row["epoch"] for row in history]
         marker = "o" if len(epochs) < 3 else None
         losses, dice = axes[0, column], axes[1, column]
-        losses.plot(epochs, [row["train_loss"] for row in history], label="train", marker=marker)
-        losses.plot(epochs, [row["valid_loss"] for row in history], label="valid", marker=marker)
+        losses.plot(epochs, [row["train_loss"] for row in history], label="training", marker=marker)
+        losses.plot(epochs, [row["valid_loss"] for row in history], label="validation", marker=marker)
         if any("train_dice" in row for row in history):
             train_dice = [row.get("train_dice", float("nan")) for row in history]
-            dice.plot(epochs, train_dice, "C0", label="train", marker=marker)
-        dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="valid", marker=marker)
+            dice.plot(epochs, train_dice, "C0", label="training", marker=marker)
+        dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="validation", marker=marker)
         best = max(history, key=lambda row: row["valid_dice"])
         dice.annotate(
             f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}",
@@ -87,7 +87,7 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture with the mask laid over it: the pet tinted green with an outline, the background darker.
+    """Lay a mask over an image: the pet tinted green with an outline, the background darker.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -97,19 +97,19 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         (H, W, 3) uint8 RGB.
     """
     mask = mask.astype(np.uint8)
-    laid = cv2.convertScaleAbs(image, alpha=0.6)
-    cv2.copyTo(cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0), mask, laid)
+    drawn = cv2.convertScaleAbs(image, alpha=0.6)
+    cv2.copyTo(cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0), mask, drawn)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(laid, outlines, -1, WHITE, max(1, round(min(mask.shape) / 150)))
+    return cv2.drawContours(drawn, outlines, -1, WHITE, max(1, round(min(mask.shape) / 150)))
 
 
 def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176) -> np.ndarray:
     """A sheet of captioned tiles, row by row.
 
     Args:
-        tiles: the caption and the pictures, (H, W, 3) uint8 RGB of any size, that stand beside each other in a tile.
+        tiles: the caption and the images, (H, W, 3) uint8 RGB of any size, that stand side by side in a tile.
         columns: tiles in a row.
-        side: pixels of the square into which each picture is fitted.
+        side: pixels of the square into which each image is fitted.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -117,8 +117,8 @@ def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, 
     from imutils import build_montages
 
     drawn = []
-    for caption, pictures in tiles:
-        fitted = np.hstack([_fit(picture, side) for picture in pictures])
+    for caption, images in tiles:
+        fitted = np.hstack([_fit(image, side) for image in images])
         strip = np.full((20, fitted.shape[1], 3), WHITE, np.uint8)
         cv2.putText(strip, caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, BLACK, 1, cv2.LINE_AA)
         drawn.append(cv2.copyMakeBorder(np.vstack((strip, fitted)), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=WHITE))
@@ -126,13 +126,13 @@ def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, 
     return build_montages(drawn, (width, height), (columns, -(-len(drawn) // columns)))[0]
 
 
-def _fit(picture: np.ndarray, side: int) -> np.ndarray:
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
     """Scaled into a square with its aspect ratio kept, centred on grey."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     square = np.full((side, side, 3), 225, np.uint8)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = picture
+    square[top : top + size[1], left : left + size[0]] = image
     return square

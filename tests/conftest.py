@@ -1,18 +1,21 @@
-"""What the tests share: a tiny drawn data set, and a copy of it to break."""
+"""What the tests share: a tiny drawn data set, a tiny network, and runs of a few steps."""
 
-import dataclasses
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import engine
+import train
+from draw_pets import write_dataset
 from models import NETWORKS
-from recipes import RECIPES
-from synthetic_pet import write_dataset
 
-torch.set_num_threads(min(2, torch.get_num_threads()))  # the pictures are tiny: more threads wait for each other
+torch.set_num_threads(min(2, torch.get_num_threads()))  # the images are tiny: more threads wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +30,49 @@ def pets(drawn_pets: Path, tmp_path: Path) -> Path:
     return shutil.copytree(drawn_pets, tmp_path / "pets", ignore=shutil.ignore_patterns(".cache"))
 
 
+Train = Callable[..., None]
+
+
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """U and R are a network of two convolutions, for tests that are about the run and not about the network."""
+    """Every network's name means two convolutions, for tests that are about the run and not about the network."""
 
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
 
-    monkeypatch.setitem(NETWORKS, "Tiny", build)
-    tiny = dataclasses.replace(RECIPES["default"], networks={"U": "Tiny", "R": "Tiny"})
-    monkeypatch.setitem(RECIPES, "default", tiny)
+    for name in NETWORKS:
+        monkeypatch.setitem(NETWORKS, name, build)
+
+
+@pytest.fixture
+def run_train(tiny_network: None, drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """``train.main`` on 18 images of 32x32, 5 steps an epoch, saved below ``tmp_path``; further flags as arguments."""
+    monkeypatch.setattr(train, "draw_curves", lambda _, path: path.touch())  # which takes longer than all the rest
+
+    def call(*flags: object) -> None:
+        data = ("--data_path", drawn_pets, "--image_size", 32, "--batch_size", 4)
+        train.main([str(flag) for flag in ("--model", "R", *data, "--save_path", tmp_path, *flags)])
+
+    return call
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Call something before a training step, counted from here and from 1."""
+
+    def arrange(number: int, action: Callable[[], None]) -> None:
+        step, done = engine.train_step, []
+
+        def train_step(*args: object) -> torch.Tensor:
+            done.append(1)
+            if len(done) == number:
+                action()
+            return step(*args)
+
+        monkeypatch.setattr(engine, "train_step", train_step)
+
+    return arrange
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,111 +1,52 @@
-"""checkpoint.py: plain data in, the same out; whole files only; nothing but plain data is unpickled."""
+"""checkpoint.py: plain data in, the same out; complete files only; nothing but plain data is unpickled."""
 
 import errno
 import os
-import threading
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import atomic
-from checkpoint import BackgroundWriter, checkpoint_path, load_checkpoint, save_checkpoint, snapshot
-from options import UserError
+from checkpoint import checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from cli import UserError
+from models import NETWORKS, build_network
+from recipes import RECIPES, Config
 
 
-def state_dict() -> dict:
-    return {"model": {"weight": torch.randn(3, 2), "count": torch.tensor(7)}, "run": {"seed": 3, "pair": (1, 2)}}
-
-
-def test_background_writer_keeps_the_order_and_writes_the_newest(tmp_path: Path) -> None:
-    written, gate = [], threading.Event()
-    with BackgroundWriter() as writer:
-        writer.put(tmp_path / "first", lambda: (gate.wait(10), written.append("first")))
-        for name in ("best 1", "last 1", "best 2", "last 2", "last 3"):  # all while the first is being written
-            writer.put(tmp_path / name.split()[0], partial(written.append, name))
-        assert written == []
-        gate.set()
-    assert written == ["first", "best 2", "last 3"]  # all is written when the with is left
-
-
-def test_background_writer_lets_every_file_have_its_turn(tmp_path: Path) -> None:
-    """Also when all of them are put in again during each write."""
-    written: list[str] = []
-    with BackgroundWriter() as writer:
-
-        def write(name: str, epoch: int) -> None:
-            written.append(name)
-            if epoch < 20:
-                put(epoch + 1)
-
-        def put(epoch: int) -> None:
-            for name in ("best", "last"):
-                writer.put(tmp_path / name, partial(write, name, epoch))
-
-        put(0)
-        while len(written) < 40:
-            time.sleep(0.001)
-    assert written[:40] == ["best", "last"] * 20
-
-
-def test_background_writer_passes_on_what_went_wrong(tmp_path: Path) -> None:
-    written = []
-
-    def full_disk() -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"), BackgroundWriter() as writer:
-        writer.put(tmp_path / "a", full_disk)
-        writer._thread.join()
-        with pytest.raises(OSError, match="No space"):
-            writer.put(tmp_path / "b", lambda: written.append("b"))
-    assert written == []
-    with pytest.raises(KeyError, match="of the training"), BackgroundWriter() as writer:
-        writer.put(tmp_path / "a", full_disk)
-        raise KeyError("of the training")  # is not hidden by the disk's
-
-
-def test_a_snapshot_stays_as_it_was() -> None:
-    weight, history = torch.zeros(3, requires_grad=True), [{"epoch": 1}]
-    taken = snapshot({"weight": weight, "history": history, "pair": (1, 2)})
-    with torch.no_grad():
-        weight += 1
-    history[0]["epoch"] = 2
-    assert taken["weight"].tolist() == [0, 0, 0]
-    assert not taken["weight"].requires_grad
-    assert (taken["history"], taken["pair"]) == ([{"epoch": 1}], (1, 2))
+def contents(seed: int = 0) -> dict:
+    config = Config("lab2.UNet", seed=seed, image_size=64)
+    model = {"weight": torch.full((3, 2), float(seed)), "count": torch.tensor(7)}
+    return {"format": 2, "config": config.to_dict(), "model": model, "epoch": 3, "history": [{"valid_dice": 0.5}]}
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    path, state = tmp_path / "new" / "x.pth", state_dict()
-    save_checkpoint(path, state)
+    path = tmp_path / "new" / "x.pth"
+    save_checkpoint(path, contents() | provenance())
     loaded = load_checkpoint(path)
-    assert loaded["run"] == state["run"]
-    assert torch.equal(loaded["model"]["weight"], state["model"]["weight"])
-    assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # nothing is left aside
+    assert loaded["config"] == Config("lab2.UNet", image_size=64)
+    assert (loaded["epoch"], loaded["history"]) == (3, [{"valid_dice": 0.5}])
+    assert torch.equal(loaded["model"]["weight"], torch.zeros(3, 2))
+    assert loaded["versions"]["torch"] == torch.__version__
+    assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # no temporary file
 
 
 def test_paths() -> None:
     names = [checkpoint_path(Path("s"), "R", which).as_posix() for which in ("0", "50", "final", "best", "last")]
-    assert names == [
-        "s/R/R_epoch_0.pth", "s/R/R_epoch_50.pth", "s/R/R_epoch_final.pth", "s/R/R_best.pth", "s/R/R_last.pth"
-    ]  # fmt: skip
+    assert names == [f"s/R/R_{stem}.pth" for stem in ("epoch_0", "epoch_50", "epoch_final", "best", "last")]
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pth"
-    save_checkpoint(path, {"run": {"seed": 1}})
+    save_checkpoint(path, contents(seed=1))
 
     def no_space(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(atomic.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, {"run": {"seed": 2}})
-    assert load_checkpoint(path)["run"]["seed"] == 1
+        save_checkpoint(path, contents(seed=2))
+    assert load_checkpoint(path)["config"].seed == 1
     assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 
@@ -119,8 +60,11 @@ def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytes
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_missing_names_what_is_there(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "R_epoch_0.pth", {})
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "R_epoch_0.pth", contents())
     with pytest.raises(UserError, match=r"R_best\.pth; there are R_epoch_0\.pth"):
         load_checkpoint(tmp_path / "R_best.pth")
     with pytest.raises(UserError, match="train first"):
@@ -128,18 +72,12 @@ def test_missing_names_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500, 1500])
-def test_truncated(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_is_broken(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "x.pth"
-    save_checkpoint(path, state_dict())
+    save_checkpoint(path, contents())
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"x\.pth .*broken"):
         load_checkpoint(path)
-
-
-def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "x.pth")
-    with pytest.raises(UserError, match="more than plain data"):
-        load_checkpoint(tmp_path / "x.pth")
 
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
@@ -147,13 +85,70 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return (os.mkdir, (str(tmp_path / "was-run"),))
 
-    torch.save({"format": 1, "model": Evil()}, tmp_path / "x.pth")
-    with pytest.raises(UserError):
+    torch.save(contents() | {"model": Evil()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="unpickling such a file can run any code"):
         load_checkpoint(tmp_path / "x.pth")
     assert not (tmp_path / "was-run").exists()
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(2)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="not a checkpoint of this project"):
+def test_a_pickled_model_is_refused_and_converted_by_the_line_that_is_said(tmp_path: Path) -> None:
+    torch.save(build_network("lab2.UNet"), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="more than plain data") as caught:
         load_checkpoint(tmp_path / "x.pth")
+    line = str(caught.value).split("by: ")[1]
+    assert len(line.splitlines()) == 1
+    exec(line, {"torch": torch})
+    assert load_checkpoint(tmp_path / "x_weights.pth")["config"].network == "lab2.UNet"
+    assert (tmp_path / "x.pth").exists()  # it does not overwrite the file
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ([1, 2], "is not a checkpoint of this project"),
+        ({"state_dict": {"weight": torch.zeros(2)}, "epoch": 3}, "is not a checkpoint of this project"),
+        ({"weight": torch.zeros(2)}, r"holds 1 tensors.* none of UNet, .*lab3\.ResNet34_UNet"),
+        (contents() | {"config": {"network": "UNetPP"}}, "network cannot be 'UNetPP'; there are UNet"),
+    ],
+)
+def test_a_foreign_file_is_refused(tmp_path: Path, state: object, said: str) -> None:
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+# ---------------------------------------------------------------------------------------------- weights alone
+
+
+@pytest.mark.parametrize("network", ["UNet", "ResNet34_UNet", "lab2.UNet", "lab2.ResNet34_UNet", "lab3.ResNet34_UNet"])
+def test_a_bare_state_dict_is_recognised_by_its_names(network: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in NETWORKS[network]().state_dict().items()}
+    torch.save({name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}, tmp_path / "x.pth")
+    state = load_checkpoint(tmp_path / "x.pth")
+    recipe, _, base = network.rpartition(".")
+    assert state["config"] == RECIPES[recipe or "default"](base)
+    assert state["epoch"] is None
+    assert {name: value.shape for name, value in state["model"].items()} == shapes
+
+
+def test_weights_under_other_names_are_taken_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = build_network("lab2.ResNet34_UNet").state_dict()
+    torch.save({f"net.{index}": value for index, value in enumerate(model.values())}, tmp_path / "x.pth")
+    state = load_checkpoint(tmp_path / "x.pth")
+    assert state["config"].network == "lab2.ResNet34_UNet"
+    assert all(torch.equal(value, state["model"][name]) for name, value in model.items())
+    assert "have other names than lab2.ResNet34_UNet's" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_format_1_is_read_as_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = build_network("lab2.UNet").state_dict()
+    run = {"image_size": 64, "boundary": "ignore", "seed": 5, "data_path": "dataset/mine"}
+    old = {"format": 1, "network": "lab2.UNet", "model": model, "run": run, "recipe": {"name": "lab2"}, "epoch": 9}
+    torch.save(old, tmp_path / "x.pth")
+    state = load_checkpoint(tmp_path / "x.pth")
+    config = state["config"]
+    assert (config.network, config.recipe, config.image_size, config.boundary) == ("lab2.UNet", "lab2", 64, "ignore")
+    assert (state["epoch"], state["data_path"], config.seed) == (None, "dataset/mine", 0)
+    assert all(torch.equal(value, state["model"][name]) for name, value in model.items())
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -16,7 +16,7 @@ import inference
 import train
 from checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from models import build_network
-from options import UserError
+from cli import UserError
 from oxford_pet import decode_image, decode_trimap, image_path, read_split, trimap_path
 
 Script = Callable[..., None]

@@ -21,7 +21,7 @@ from augment import Augmentation, draw_epoch
 from checkpoint import load_checkpoint, save_checkpoint, save_state_dict
 from losses import LOSSES, bce_dice_loss
 from models import NETWORKS, build_network
-from options import REPO, UserError
+from cli import REPO, UserError
 from recipes import RECIPES, Recipe
 
 TINY = ["--image_size", "32", "--batch_size", "4"]

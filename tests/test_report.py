@@ -8,70 +8,48 @@ from report import HISTORY_COLUMNS, draw_contact_sheet, draw_curves, overlay, re
 
 
 def history(epochs: int) -> list[dict[str, float]]:
+    """A value of its own in every column and epoch."""
     return [
-        {
-            "epoch": epoch,
-            "train_loss": 1 / epoch,
-            "valid_loss": 1.1 / epoch,
-            "valid_dice": 1 - 0.3 / epoch,
-            "learning_rate": 1e-3 / 3,
-            "seconds": 12.25,
-            "images_per_second": 271.5,
-        }
+        {name: epoch if name == "epoch" else (column + 0.1) / epoch for column, name in enumerate(HISTORY_COLUMNS)}
         for epoch in range(1, epochs + 1)
     ]
 
 
-# ---------------------------------------------------------------------------------------------- history
-
-
-def test_history_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    write_history(tmp_path, "R", history(3))
+def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "R_history.csv"
-    lines = path.read_text().splitlines()
-    assert lines[0] == "epoch,train_loss,valid_loss,valid_dice,learning_rate,seconds,images_per_second"
-    assert lines[0] == ",".join(HISTORY_COLUMNS)
-    assert lines[1].startswith("1,1.0,1.1,0.7,")
-    assert len(lines) == 4
-    assert read_history(path) == history(3)
-    np.testing.assert_array_equal(np.load(tmp_path / "R_losses.npy"), [1, 1 / 2, 1 / 3])
-    np.testing.assert_array_equal(np.load(tmp_path / "R_dice_scores.npy"), [1 - 0.3 / e for e in (1, 2, 3)])
+    assert read_history(path) == []
+    for rows in (history(1), history(3)):  # the longer one replaces the shorter
+        write_history(tmp_path, "R", rows)
+        assert read_history(path) == rows
+        for array, column in (("losses", "train_loss"), ("dice_scores", "valid_dice")):
+            np.testing.assert_array_equal(np.load(tmp_path / f"R_{array}.npy"), [row[column] for row in rows])
+    header, first, *_ = path.read_text().splitlines()
+    assert header == "epoch,train_loss,valid_loss,valid_dice,learning_rate,seconds,images_per_second"
+    assert first.startswith("1,1.1,2.1,")
     assert {file.name for file in tmp_path.iterdir()} == {"R_history.csv", "R_losses.npy", "R_dice_scores.npy"}
 
 
-def test_longer_history_replaces_the_shorter(tmp_path: Path) -> None:
-    for epochs in (1, 2):
-        write_history(tmp_path, "U", history(epochs))
-        assert read_history(tmp_path / "U_history.csv") == history(epochs)
-        assert len(np.load(tmp_path / "U_losses.npy")) == epochs
-
-
-def test_no_history_is_an_empty_one(tmp_path: Path) -> None:
-    assert read_history(tmp_path / "R_history.csv") == []
-
-
-# ---------------------------------------------------------------------------------------------- curves
+def test_training_dice_may_begin_late(tmp_path: Path) -> None:
+    rows = [*history(1), history(2)[1] | {"train_dice": 0.5}]
+    write_history(tmp_path, "R", rows)
+    first, second = read_history(tmp_path / "R_history.csv")
+    assert np.isnan(first.pop("train_dice"))
+    assert [first, second] == rows
 
 
 def test_curves_are_written_for_one_epoch_and_for_two_runs(tmp_path: Path) -> None:
-    widths, pictures = [], []
-    runs = {"one": {"R": history(1)}, "many": {"R": history(20)}, "both": {"U": history(20), "R": history(3)}}
-    for name, histories in runs.items():
-        path = tmp_path / f"{name}.png"
-        draw_curves(histories, path)
-        with Image.open(path) as picture:
-            assert picture.format == "PNG"
-            pictures.append(np.asarray(picture.convert("RGB")).astype(int))
-            widths.append(picture.width)
+    images = []
+    for runs in ({"R": history(1)}, {"R": history(20)}, {"U": history(20), "R": history(3)}):
+        draw_curves(runs, tmp_path / "curves.png")
+        with Image.open(tmp_path / "curves.png") as image:
+            assert image.format == "PNG"
+            images.append(np.asarray(image.convert("RGB")).astype(int))
+    widths = [image.shape[1] for image in images]
     assert widths[2] == 2 * widths[1] == 2 * widths[0]
-    # The lines are there: matplotlib's blue and orange.
-    for picture in pictures:
-        for colour in ((31, 119, 180), (255, 127, 14)):
-            assert (np.abs(picture - colour).max(-1) < 30).sum() > 20
-    assert {file.name for file in tmp_path.iterdir()} == {"one.png", "many.png", "both.png"}
-
-
-# ---------------------------------------------------------------------------------------------- pictures
+    for image in images:
+        for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's blue and orange: the lines are there
+            assert (np.abs(image - colour).max(-1) < 30).sum() > 20
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (301, 200)])
@@ -80,18 +58,16 @@ def test_overlay_tints_the_pet_and_darkens_the_rest(height: int, width: int) -> 
     before = image.copy()
     mask = np.zeros((height, width), bool)
     mask[10:40, 15:50] = True
-    laid = overlay(image, mask)
-    assert (laid.shape, laid.dtype) == (image.shape, np.uint8)
+    drawn = overlay(image, mask)
+    assert (drawn.shape, drawn.dtype) == (image.shape, np.uint8)
     np.testing.assert_array_equal(image, before)
 
-    inside, outside = np.zeros_like(mask), ~mask
-    inside[15:35, 20:45] = True  # away from the outline
-    outside[5:45, 10:55] = False
-    greenness = [np.mean(picture[inside] @ [-0.5, 1, -0.5]) for picture in (image.astype(float), laid.astype(float))]
+    outside = ~mask
+    outside[5:45, 10:55] = False  # away from the outline
+    assert (drawn[outside] < image[outside]).all()
+    assert (drawn[10, 16:49] == 255).all()  # the outline
+    greenness = [(part[15:35, 20:45] @ [-0.5, 1, -0.5]).mean() for part in (image, drawn)]
     assert greenness[1] > greenness[0] + 20
-    assert (laid[outside] < image[outside]).all()
-    outline = laid[10, 16:49]
-    assert (outline == 255).all()
 
 
 def test_overlay_of_nothing_and_of_everything() -> None:
@@ -103,17 +79,14 @@ def test_overlay_of_nothing_and_of_everything() -> None:
 @pytest.mark.parametrize(("tiles", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 3, 2), (6, 3, 2)])
 def test_contact_sheet_has_a_place_for_every_tile(tiles: int, columns: int, rows: int) -> None:
     side = 80
+    colours = np.random.default_rng(0).integers(0, 200, (tiles, 3), dtype=np.uint8)
     shapes = [(60, 30, 3), (20, 90, 3)]
-    colours = np.random.default_rng(0).integers(0, 200, (tiles, 3))
-    entries = [
-        (f"tile {index}", [np.full(shape, colours[index], np.uint8) for shape in shapes]) for index in range(tiles)
-    ]
+    entries = [(f"tile {i}", [np.full(shape, colours[i], np.uint8) for shape in shapes]) for i in range(tiles)]
     sheet = draw_contact_sheet(entries, columns, side)
     height, width = 20 + side + 4, 2 * side + 4  # caption above, a margin around
     assert (sheet.shape, sheet.dtype) == ((rows * height, columns * width, 3), np.uint8)
-    for index in range(tiles):
-        top, left = index // columns * height, index % columns * width
-        centre = top + 2 + 20 + side // 2
-        for picture in range(2):
-            assert sheet[centre, left + 2 + picture * side + side // 2].tolist() == colours[index].tolist()
+    for i in range(tiles):
+        top, left = i // columns * height, i % columns * width
+        row, column = top + 22 + side // 2, left + 2 + side // 2  # the centre of the first image
+        assert (sheet[row, [column, column + side]] == colours[i]).all()
         assert (sheet[top + 2 : top + 22, left : left + width] < 100).any()  # the caption

@@ -21,7 +21,7 @@ import peers
 import roofline
 import speed
 import train
-from options import REPO, StopSignal
+from cli import REPO, StopSignal
 from oxford_pet import read_split
 from recipes import RECIPES
 
@@ -91,7 +91,7 @@ def test_every_picture_is_decoded_once_a_run(
 
 MEMORY = """
 import resource, sys, torch
-from options import choose_device
+from cli import choose_device
 if sys.argv[1] == "kept":
     choose_device("cpu")
 torch.set_num_threads(1)

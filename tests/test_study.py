@@ -16,7 +16,7 @@ import torch
 
 import train
 from checkpoint import checkpoint_path, load_checkpoint
-from options import REPO, UserError
+from cli import REPO, UserError
 from oxford_pet import load_split
 from recipes import RECIPES
 

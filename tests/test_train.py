@@ -2,7 +2,9 @@
 
 import csv
 import errno
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,54 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Train, terminate
+from torch import Tensor, nn
 
 import checkpoint
+import engine
+import evaluate
+import inference
 import train
-from checkpoint import load_checkpoint
-from options import REPO, UserError
-from oxford_pet import images_and_trimaps
-from recipes import RECIPES
+from checkpoint import load_checkpoint, save_checkpoint
+from cli import REPO, UserError
+from models import NETWORKS
+from recipes import Config
 from report import HISTORY_COLUMNS
 
-Train = Callable[..., None]
-
-
-@pytest.fixture
-def run_train(tiny_network: None, drawn_pets: Path, tmp_path: Path) -> Train:
-    """``train.main`` with small numbers; further flags as arguments."""
-
-    def call(*flags: str) -> None:
-        small = [
-            "--data_path",
-            str(drawn_pets),
-            "--image_size",
-            "32",
-            "--batch_size",
-            "4",
-            "--save_path",
-            str(tmp_path),
-        ]
-        train.main(["--model", "R", *small, *flags])
-
-    return call
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make a SIGTERM come during a step, counted from the call."""
-
-    def arrange(steps: int) -> None:
-        step, done = train.train_step, []
-
-        def train_step(*args: object) -> torch.Tensor:
-            done.append(1)
-            if len(done) == steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*args)
-
-        monkeypatch.setattr(train, "train_step", train_step)
-
-    return arrange
+AtStep = Callable[[int, Callable[[], None]], None]
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:
@@ -67,39 +36,35 @@ def read_history(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def without_time(history: list[dict]) -> list[dict]:
-    return [
-        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in history
-    ]
+def assert_equal(a: object, b: object) -> None:
+    """Equal to the bit, but for times, and the config, whose epochs a resumed run may raise."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds", "images_per_second", "config"}:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    else:
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
-def assert_same_run(a: Path, b: Path) -> None:
-    """The same weights to the bit, averaged and trained, the same optimizer and history."""
-    a_state, b_state = load_checkpoint(a / "R" / "R_last.pth"), load_checkpoint(b / "R" / "R_last.pth")
-    for one, other in (
-        (a_state["model"], b_state["model"]),
-        (a_state["training"]["model"], b_state["training"]["model"]),
-    ):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    for one, other in zip(
-        a_state["training"]["optimizer"]["state"].values(),
-        b_state["training"]["optimizer"]["state"].values(),
-        strict=True,
-    ):
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert without_time(a_state["history"]) == without_time(b_state["history"])
-    assert a_state["training"]["best_dice"] == b_state["training"]["best_dice"]
+def assert_same_run(a: Path, b: Path, name: str = "R") -> None:
+    """The same weights, EMA weights, optimizer, history and best checkpoint."""
+    for which in ("last", "best", "epoch_final"):
+        assert_equal(*(load_checkpoint(folder / name / f"{name}_{which}.pth") for folder in (a, b)))
 
 
 # ---------------------------------------------------------------------------------------------- what a run leaves
 
 
 def test_a_run_leaves_what_the_readme_says(run_train: Train, tmp_path: Path) -> None:
-    run_train("--epochs", "51")
+    run_train("--epochs", 51)
     folder = tmp_path / "R"
     assert {path.name for path in folder.iterdir()} == {
-        "R_epoch_0.pth", "R_epoch_50.pth", "R_epoch_final.pth", "R_best.pth", "R_last.pth",
+        "R_config.json", "R_epoch_0.pth", "R_epoch_50.pth", "R_epoch_final.pth", "R_best.pth", "R_last.pth",
         "R_losses.npy", "R_dice_scores.npy", "R_history.csv", "R_curves.png",
     }  # fmt: skip
     history = read_history(tmp_path)
@@ -109,66 +74,149 @@ def test_a_run_leaves_what_the_readme_says(run_train: Train, tmp_path: Path) -> 
     assert [float(row["train_loss"]) for row in history] == losses.tolist()
     assert [float(row["valid_dice"]) for row in history] == dice.tolist()
     assert losses[-5:].mean() < losses[:5].mean()  # it learns
+    for row in history:
+        assert float(row["images_per_second"]) == pytest.approx(18 / float(row["seconds"]))
 
     assert [load_checkpoint(folder / f"R_epoch_{n}.pth")["epoch"] for n in (0, 50, "final")] == [0, 50, 51]
     best = load_checkpoint(folder / "R_best.pth")
-    assert best["scores"]["valid_dice"] == dice.max()
-    assert best["epoch"] == dice.argmax() + 1
-    assert best["run"]["image_size"] == 32
-    assert best["recipe"]["batch_size"] == 4
-    for row in history:  # images over training seconds
-        assert float(row["images_per_second"]) == pytest.approx(18 / float(row["seconds"]))
+    assert (best["epoch"], best["scores"]["valid_dice"]) == (dice.argmax() + 1, dice.max())
+    written = json.loads((folder / "R_config.json").read_text())
+    assert (best["config"].image_size, best["config"].batch_size, best["config"].epochs) == (32, 4, 51)
+    assert written["config"] == json.loads(json.dumps(best["config"].to_dict()))
+    assert {key: written[key] for key in ("versions", "commit", "command", "data_path")} == {
+        key: best[key] for key in ("versions", "commit", "command", "data_path")
+    }
 
 
 def test_the_same_seed_gives_the_same_run(run_train: Train, tmp_path: Path) -> None:
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        run_train("--epochs", "2", "--seed", seed, "--save_path", str(tmp_path / name))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_train("--epochs", 2, "--seed", seed, "--save_path", tmp_path / name)
     assert_same_run(tmp_path / "a", tmp_path / "b")
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "a", tmp_path / "c")
 
 
 def test_curves_of_both_networks_side_by_side(run_train: Train, tmp_path: Path) -> None:
-    run_train("--epochs", "1")
+    run_train("--epochs", 1, "--recipe", "lab2")
     assert not list(tmp_path.glob("*.png"))
-    run_train("--epochs", "1", "--model", "U")
-    assert [path.name for path in tmp_path.glob("*.png")] == ["UR_curves.png"]
+    run_train("--epochs", 1, "--recipe", "lab2", "--model", "U")
+    assert [path.name for path in tmp_path.glob("*.png")] == ["lab2-UR_curves.png"]
+
+
+def test_what_will_be_done_is_printed_first(run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    threads = torch.get_num_threads()
+    try:
+        run_train(
+            "--recipe", "fast", "--image_size", 128, "--epochs", 5, "--threads", 3, "--save_path", tmp_path / "a b"
+        )
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ResNet34_UNet, 157 parameters; recipe fast: 5 epochs, batch 4, learning rate 0.002, seed 0"
+    assert lines[1].startswith("on cpu, 3 threads")
+    assert lines[1].endswith("; 128x128 pixels, boundary counted as pet")
+    assert lines[2].startswith(f"writes to {tmp_path / 'a b' / 'fast-R'}, about ")
+    assert lines[4].endswith(": 32x32 from epoch 1, 64x64 from epoch 2, 128x128 from epoch 4")
+    assert lines[5] == "    18 training images, 2 for validation, on the device"
+    assert lines[6].startswith("expected length 0:")
+    command = lines[-1].split("; next: ")[1]
+    assert shlex.split(command)[2:] == ["--model", "R", "--recipe", "fast", "--save_path", str(tmp_path / "a b")]
+
+
+def test_a_run_that_takes_hours_on_a_cpu_is_advised_to_be_smaller(
+    run_train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(train, "SLOW_HOURS", 0)
+    run_train("--epochs", 1)
+    assert "--data_path dataset/oxford-iiit-pet-128 --image_size 128 --epochs 12 --overwrite" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume
 
 
-@pytest.mark.parametrize("steps", [2, 5, 7])  # within the first epoch, at the end of one, within the second; 5 an epoch
+@pytest.mark.parametrize(
+    ("recipe", "steps", "again"),
+    [
+        ("default", 2, ["--resume"]),  # within the first epoch of 5 steps
+        ("default", 5, ["--load_model_epoch", "last"]),  # at its end
+        ("default", 7, ["--resume", "--epochs", 3]),  # within the second epoch
+        ("lab3", 7, ["--resume"]),  # without EMA weights
+    ],
+)
 def test_resumed_equals_uninterrupted(
-    run_train: Train, stop_after: Callable[[int], None], tmp_path: Path, steps: int
+    run_train: Train, at_step: AtStep, tmp_path: Path, recipe: str, steps: int, again: list
 ) -> None:
-    run_train("--epochs", "3", "--save_path", str(tmp_path / "whole"))
-    stopped = ["--save_path", str(tmp_path / "stopped")]
-    stop_after(steps)
+    flags = ["--recipe", recipe, "--name", "R", "--epochs", 3]
+    run_train(*flags, "--save_path", tmp_path / "whole")
+    at_step(steps, terminate)
     with pytest.raises(SystemExit) as caught:
-        run_train("--epochs", "3", *stopped)
+        run_train(*flags, "--save_path", tmp_path / "stopped")
     assert caught.value.code == 128 + signal.SIGTERM
     state = load_checkpoint(tmp_path / "stopped" / "R" / "R_last.pth")
     assert (state["epoch"], state["training"]["step"]) == divmod(steps, 5)
-    run_train("--load_model_epoch", "last", *stopped)
+    run_train("--recipe", recipe, "--name", "R", *again, "--save_path", tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_resumed_with_the_real_network(drawn_pets: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
-    """Convolutions, BatchNorm, fused AdamW and bfloat16 where there is any: also they are to the bit the same."""
-    flags = ["--model", "R", "--data_path", str(drawn_pets), "--image_size", "32", "--batch_size", "8", "--limit", "16"]
-    train.main([*flags, "--epochs", "2", "--save_path", str(tmp_path / "whole")])
-    stop_after(3)
+@pytest.mark.parametrize("recipe", ["default", "lab2"])  # fused AdamW and Adam, with and without EMA weights
+def test_a_real_network_resumes_to_the_bit_too(drawn_pets: Path, tmp_path: Path, at_step: AtStep, recipe: str) -> None:
+    where = ["--model", "lab2.UNet", "--recipe", recipe, "--name", "R", "--data_path", str(drawn_pets)]
+    flags = [*where, "--image_size", "32", "--batch_size", "8", "--epochs", "2"]
+    train.main([*flags, "--save_path", str(tmp_path / "whole")])
+    at_step(4, terminate)
     with pytest.raises(SystemExit):
-        train.main([*flags, "--epochs", "2", "--save_path", str(tmp_path / "stopped")])
-    train.main([*flags, "--save_path", str(tmp_path / "stopped"), "--load_model_epoch", "last"])
+        train.main([*flags, "--save_path", str(tmp_path / "stopped")])
+    train.main([*where, "--save_path", str(tmp_path / "stopped"), "--resume"])
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+class Killed(BaseException):
+    """The process has gone."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize(("save_every", "saved"), [(0, 2), (3600, 0)])
+def test_a_killed_run_resumes_from_its_last_save(
+    run_train: Train, at_step: AtStep, tmp_path: Path, save_every: int, saved: int
+) -> None:
+    run_train("--epochs", 4, "--save_path", tmp_path / "whole")
+    at_step(13, kill)  # in the third epoch
+    flags = ["--save_path", tmp_path / "killed", "--save_every", save_every]
+    with pytest.raises(Killed):
+        run_train("--epochs", 4, *flags)
+    assert load_checkpoint(tmp_path / "killed" / "R" / "R_last.pth")["epoch"] == saved
+    assert (tmp_path / "killed" / "R" / "R_best.pth").exists() == (saved > 0)
+    assert len(read_history(tmp_path / "killed")) == 2  # is written each epoch
+    run_train("--resume", *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(("save_every", "lasts"), [(0, 5), (3600, 2)])
+def test_best_and_last_are_saved_together_and_best_first(
+    run_train: Train, monkeypatch: pytest.MonkeyPatch, save_every: int, lasts: int
+) -> None:
+    """What ``last`` counts as done has to be on the disk before it; and ``last`` is there before the first step."""
+    files: list[str] = []
+
+    def record(path: Path, state: dict) -> None:
+        files.append(path.stem.removeprefix("R_"))
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr(train, "save_checkpoint", record)
+    run_train("--epochs", 3, "--save_every", save_every)
+    assert (files[:3], files[-2:]) == (["epoch_0", "last", "best"], ["last", "epoch_final"])
+    assert files.count("last") == lasts  # before the first step, after each epoch, at the end
+    assert {after for file, after in zip(files, files[1:], strict=False) if file == "best"} == {"last"}
 
 
 def test_a_real_signal_to_a_real_process(drawn_pets: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "my models"
     command = [
-        sys.executable, REPO / "src" / "train.py", "--model", "R", "--data_path", drawn_pets, "--image_size", "32",
-        "--epochs", "100000", "--batch_size", "4", "--save_path", tmp_path,
+        sys.executable, REPO / "src" / "train.py", "--model", "lab2.UNet", "--data_path", drawn_pets, "--image_size",
+        "32", "--epochs", "100000", "--batch_size", "4", "--save_path", saved,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -179,97 +227,142 @@ def test_a_real_signal_to_a_real_process(drawn_pets: Path, tmp_path: Path) -> No
         process.kill()
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in err
-    assert f"--save_path {tmp_path} --load_model_epoch last" in out
-    assert load_checkpoint(tmp_path / "R" / "R_last.pth")["epoch"] >= 1
-    assert not list(tmp_path.glob("R/.*"))  # nothing left aside
+    command = shlex.split(out.split("go on with: ")[1])
+    assert command[2:] == ["--model", "lab2.UNet", "--save_path", str(saved), "--resume"]
+    assert load_checkpoint(saved / "lab2.UNet" / "lab2.UNet_last.pth")["epoch"] >= 1
+    assert not list(saved.glob("*/.*"))  # no temporary files
 
 
-def test_best_is_there_when_last_says_so(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process may be killed between two saves: what R_last.pth counts as done has to be on the disk before it."""
-    saved: list[str] = []
-    save = checkpoint.save_checkpoint
-    monkeypatch.setattr(train, "save_checkpoint", lambda path, state: (saved.append(path.name), save(path, state)))
-    run_train("--epochs", "1")
-    assert saved == ["R_epoch_0.pth", "R_best.pth", "R_epoch_final.pth", "R_last.pth"]
+@pytest.mark.parametrize("recipe", ["lab2", "lab3"])
+def test_a_finished_run_is_extended_where_the_schedule_allows_it(run_train: Train, tmp_path: Path, recipe: str) -> None:
+    flags = ["--recipe", recipe, "--name", "R"]
+    run_train(*flags, "--epochs", 4, "--save_path", tmp_path / "long")
+    run_train(*flags, "--epochs", 2, "--save_path", tmp_path / "extended")
+    run_train(*flags, "--epochs", 4, "--save_path", tmp_path / "extended", "--resume")
+    assert_same_run(tmp_path / "long", tmp_path / "extended")
 
 
-def test_last_refuses_what_would_not_be_the_same_run(run_train: Train, stop_after: Callable[[int], None]) -> None:
-    stop_after(5)
-    with pytest.raises(SystemExit):
-        run_train("--epochs", "3")
-    with pytest.raises(UserError, match=r"--epochs 4 \(was 3\), --seed 5 \(was 0\)"):
-        run_train("--epochs", "4", "--seed", "5", "--load_model_epoch", "last")
-    run_train("--epochs", "3", "--load_model_epoch", "last")  # the command as it was is fine
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], r"^2 epochs of 2 done: --resume --epochs MORE goes on$"),
+        (["--epochs", 4], r"the cosine schedule was laid out for 2 epochs, .*--load_model_epoch final --epochs MORE$"),
+        (["--epochs", 4, "--seed", 5], r"could not with --epochs 4 \(was 2\), --seed 5 \(was 0\); leave that out"),
+        (["--train_images", 9], r"--train_images 9 \(was None\)"),
+        (["--model", "U", "--name", "R"], "holds the network ResNet34_UNet, which --model UNet does not fit"),
+        (["--recipe", "lab3", "--name", "R"], "holds the network ResNet34_UNet"),
+    ],
+)
+def test_resume_refuses_what_would_not_be_the_same_run(run_train: Train, flags: list, message: str) -> None:
+    run_train("--epochs", 2)
+    with pytest.raises(UserError, match=message):
+        run_train("--resume", *flags)
 
 
-def test_last_of_a_finished_run(run_train: Train) -> None:
-    run_train("--epochs", "1")
-    with pytest.raises(UserError, match=r"has done 1 of 1 epochs.*--load_model_epoch final --epochs MORE"):
-        run_train("--load_model_epoch", "last")
+def test_resume_takes_the_runs_own_data_and_no_other(run_train: Train, pets: Path, tmp_path: Path) -> None:
+    run_train("--recipe", "lab3", "--epochs", 1, "--data_path", pets)
+    again = ["--model", "R", "--recipe", "lab3", "--save_path", str(tmp_path), "--resume", "--epochs", "2"]
+    listed = pets / "annotations" / "trainval.txt"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"trained on \[18, 2\] images .*, but .* has \[17, 2\]"):
+        train.main(again)
+    listed.write_text("\n".join(lines))
+    train.main(again)
+    pets.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is no longer there; say where it is with --data_path"):
+        train.main([*again[:-1], "3"])
 
 
-@pytest.mark.parametrize("which", ["final", "best", "2"])
-def test_continue_from_weights(run_train: Train, tmp_path: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_train("--epochs", "2")
-    folder = tmp_path / "R"
-    (folder / "R_epoch_2.pth").write_bytes((folder / "R_epoch_final.pth").read_bytes())
-    state = load_checkpoint(folder / f"R_{'best' if which == 'best' else f'epoch_{which}'}.pth")
-    starts: list[train.Run] = []
+# ---------------------------------------------------------------------------------------------- start from weights
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[train.Run, dict, int]]:
+    """Each run that begins: itself, its weights and its epoch then."""
+    begun = []
     fit = train.fit
 
     def spy(run: train.Run, *rest: object) -> None:
-        for model in (run.model, run.average):
-            assert all(torch.equal(value, state["model"][key]) for key, value in model.state_dict().items())
-        assert not run.optimizer.state_dict()["state"]  # fresh
-        assert run.epoch == state["epoch"]
-        starts.append(run)
+        assert not run.state.optimizer.state_dict()["state"]  # a fresh optimizer
+        assert_equal(run.state.model.state_dict(), run.state.ema_model.state_dict())
+        begun.append(
+            (run, {key: value.clone() for key, value in run.state.model.state_dict().items()}, run.state.epoch)
+        )
         fit(run, *rest)
 
     monkeypatch.setattr(train, "fit", spy)
-    run_train("--epochs", "4", "--load_model_epoch", which)
-    assert starts
+    return begun
+
+
+@pytest.mark.parametrize("which", ["final", "best", "0002"])
+def test_continue_after_an_epoch_from_its_weights(
+    run_train: Train, tmp_path: Path, which: str, starts: list[tuple[train.Run, dict, int]]
+) -> None:
+    run_train("--epochs", 2)
+    folder = tmp_path / "R"
+    (folder / "R_epoch_2.pth").write_bytes((folder / "R_epoch_final.pth").read_bytes())
+    state = load_checkpoint(folder / f"R_{'best' if which == 'best' else 'epoch_final'}.pth")
+    run_train("--epochs", 4, "--load_model_epoch", which)
+    run, weights, epoch = starts[1]
+    assert_equal(weights, dict(state["model"]))
+    assert epoch == state["epoch"]
     history = read_history(tmp_path)
     assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4]
-    recipe = starts[0].recipe
-    assert float(history[3]["learning_rate"]) == pytest.approx(recipe.learning_rate_at(19 / 20))
+    assert float(history[3]["learning_rate"]) == pytest.approx(run.config.learning_rate_at(19 / 20))
+
+
+@pytest.mark.parametrize("kind", ["a bare state dict", "a checkpoint", "best"])
+def test_init_from_starts_a_new_run_at_epoch_1(
+    run_train: Train, tmp_path: Path, kind: str, starts: list[tuple[train.Run, dict, int]]
+) -> None:
+    run_train("--model", "U", "--epochs", 2, "--seed", 7)
+    best = tmp_path / "U" / "U_best.pth"
+    model = dict(load_checkpoint(best)["model"])
+    torch.save(model, tmp_path / "x.pth")
+    source = {"a bare state dict": tmp_path / "x.pth", "a checkpoint": best, "best": "best"}[kind]
+    name = ["--overwrite"] if kind == "best" else ["--name", "new"]
+    run_train("--model", "U", "--epochs", 1, "--init_from", source, *name)
+    run, weights, epoch = starts[1]
+    assert_equal(weights, model)
+    assert (epoch, run.config.seed, [row["epoch"] for row in run.history]) == (0, 0, [1])
 
 
 def test_a_better_best_is_not_overwritten(run_train: Train, tmp_path: Path) -> None:
-    run_train("--epochs", "2")
+    run_train("--epochs", 2)
     path = tmp_path / "R" / "R_best.pth"
     state = load_checkpoint(path)
     state["scores"]["valid_dice"] = 0.999
-    checkpoint.save_checkpoint(path, state)
-    run_train("--epochs", "3", "--load_model_epoch", "final")
+    save_checkpoint(path, state | {"config": state["config"].to_dict()})
+    run_train("--epochs", 3, "--load_model_epoch", "final")
     assert load_checkpoint(path)["scores"]["valid_dice"] == 0.999
 
 
-def test_an_old_run_is_not_lost_by_accident(run_train: Train, tmp_path: Path) -> None:
-    run_train("--epochs", "1")
+def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path: Path) -> None:
+    run_train("--epochs", 1)
     before = (tmp_path / "R" / "R_best.pth").read_bytes()
-    with pytest.raises(UserError, match=r"holds a run already.*--load_model_epoch last.*--overwrite"):
-        run_train("--epochs", "2")
+    for flags in ([], ["--init_from", "best"]):
+        with pytest.raises(UserError, match=r"holds a run already.*--resume.*--overwrite.*--name NAME"):
+            run_train("--epochs", 2, *flags)
     assert (tmp_path / "R" / "R_best.pth").read_bytes() == before
-    run_train("--epochs", "1", "--name", "other")  # beside it is fine
-    run_train("--epochs", "2", "--overwrite")
-    assert len(read_history(tmp_path)) == 2
-    run_train("--epochs", "1", "--load_model_epoch", "0")
-    assert len(read_history(tmp_path)) == 1
+    run_train("--epochs", 1, "--name", "other")  # beside it is fine
+    for flags in (["--overwrite"], ["--load_model_epoch", "0"]):
+        run_train("--epochs", 2, *flags)
+        assert len(read_history(tmp_path)) == 2
 
 
 # ---------------------------------------------------------------------------------------------- what can go wrong
 
 
-def test_a_loss_that_is_not_finite(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said with the names of the batch that it came from first, although the host looks only later."""
-    step, calls, names = train.train_step, [], []
+def test_a_loss_that_is_not_finite_is_named_and_saves_nothing(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said with the names of the batch that it came from first, although the host reads the loss only later."""
+    step, draw_epoch, calls, names = engine.train_step, engine.draw_epoch, [], []
 
-    def train_step(run: train.Run, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        loss = step(run, images, *rest)
+    def train_step(*args: object) -> Tensor:
         calls.append(1)
-        return loss * float("nan") if len(calls) >= 7 else loss  # the second of the second epoch's five
-
-    draw_epoch = train.draw_epoch
+        return step(*args) * (float("nan") if len(calls) >= 7 else 1)  # the second of the second epoch's five
 
     def spy(*args: object) -> object:
         plan = draw_epoch(*args)
@@ -277,33 +370,30 @@ def test_a_loss_that_is_not_finite(run_train: Train, tmp_path: Path, monkeypatch
             names.extend(plan.order[4:8].tolist())
         return plan
 
-    monkeypatch.setattr(train, "train_step", train_step)
-    monkeypatch.setattr(train, "draw_epoch", spy)
+    monkeypatch.setattr(engine, "train_step", train_step)
+    monkeypatch.setattr(engine, "draw_epoch", spy)
     with pytest.raises(UserError, match="not finite at epoch 2, step 2 of 5") as caught:
-        run_train("--epochs", "3")
+        run_train("--epochs", 3, "--save_every", 0)
     state = load_checkpoint(tmp_path / "R" / "R_last.pth")
     assert state["epoch"] == 1
-    assert all(value.isfinite().all() for value in state["training"]["model"].values())
-    drawn = train.load_split(state["run"]["data_path"], "train", 32).names
+    drawn = train.load_split(state["data_path"], "train", 32).names
     assert str(caught.value).split(" on: ")[1].split(". ")[0] == ", ".join(sorted(drawn[index] for index in names))
 
 
 def test_a_nan_score_is_never_the_best(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = train.evaluate
-
-    def broken(*args: object) -> object:
-        scores = evaluate(*args)
+    def broken(*args: object) -> evaluate.Scores:
+        scores = evaluate.evaluate(*args)
         scores.dice[:] = float("nan")
         return scores
 
     monkeypatch.setattr(train, "evaluate", broken)
-    run_train("--epochs", "1")
+    run_train("--epochs", 1)
     assert not (tmp_path / "R" / "R_best.pth").exists()
     assert (tmp_path / "R" / "R_last.pth").exists()
 
 
 def test_a_full_disk_loses_nothing(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_train("--epochs", "1")
+    run_train("--epochs", 1)
     before = {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()}
 
     def no_space(descriptor: int) -> None:
@@ -312,81 +402,147 @@ def test_a_full_disk_loses_nothing(run_train: Train, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr("atomic.os.fsync", no_space)
         with pytest.raises(OSError, match="No space"):
-            run_train("--epochs", "2", "--load_model_epoch", "final")
+            run_train("--epochs", 2, "--load_model_epoch", "final")
     assert {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()} == before
 
 
-def test_averaged_weights_have_batchnorm_statistics_of_their_own(
-    run_train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs: list[train.Run] = []
-    fit = train.fit
-    monkeypatch.setattr(train, "fit", lambda run, *rest: (runs.append(run), fit(run, *rest)))
-    run_train("--epochs", "2", "--precision", "fp32")
-    run = runs[0]
-    images, _ = images_and_trimaps(run.train.pixels)
-    features = run.average[0](run.normalise(images))
-    torch.testing.assert_close(run.average[1].running_mean, features.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(run.average[1].running_mean, run.model[1].running_mean, rtol=1e-3)
+def test_stop_at_dice_ends_the_run(run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run_train("--epochs", 5, "--stop_at_dice", 0.01)
+    assert "validation Dice 0.01 reached after 1 epoch, " in capsys.readouterr().out
+    for flags in (["--resume"], ["--load_model_epoch", "final"]):
+        with pytest.raises(UserError, match=r"--stop_at_dice 0\.01 is reached: --resume --stop_at_dice HIGHER"):
+            run_train(*flags)
+    run_train("--resume", "--stop_at_dice", 1)
+    assert load_checkpoint(tmp_path / "R" / "R_epoch_final.pth")["epoch"] == 5
+    run_train("--epochs", 5, "--save_path", tmp_path / "whole", "--stop_at_dice", 1)
+    assert_same_run(tmp_path, tmp_path / "whole")
 
 
 # ---------------------------------------------------------------------------------------------- the command line
-
-
-def call(*flags: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPO / "src" / "train.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "--model U or --model R"),
-        (["--model", "X"], "'X' is none of U, UNet, R, ResNet34_UNet"),
+        (["--model", "X"], "no network is called 'X'; there are U, R, UNet, ResNet34_UNet, lab2.UNet"),
+        (["--model", "UNet.pth"], "no network is called 'UNet.pth'"),
+        (["--model", "U", "--model_name", "UNet"], "give one of them"),
         (["--model", "R", "--epochs", "0"], "'0' is not a whole number from 1 up"),
-        (["--model", "R", "--learning_rate", "-1"], "'-1' is not a number above 0"),
-        (["--model", "R", "--image_size", "16"], "16 is below 32 pixels"),
-        (["--model", "R", "--load_model_epoch", "newest"], "'newest' is none of last, best, final"),
-        (["--model", "R", "--name", "../x"], "'../x' is no name of a folder"),
-        (["--model", "R", "--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["--model", "R", "--learning_rate", "-1"], "'-1' is not a number"),
+        (["--model", "R", "--image_size", "16"], "16 is not from 32 to 4096 pixels"),
+        (["--model", "R", "--load_model_epoch", "newest"], "'newest' is not last, best, final"),
+        (["--model", "R", "--name", "../x"], "'../x' cannot name a folder"),
+        (["--model", "R", "--save_every", "-1"], "'-1' is not a number from 0 up"),
+        (["--model", "R", "--batch-size", "3"], "there is no --batch-size; did you mean --batch_size?"),
         (["--model", "R", "--overwrite", "--load_model_epoch", "last"], "give one of them"),
+        (["--model", "R", "--resume", "--init_from", "best"], "--resume and --init_from contradict each other"),
     ],
 )
-def test_wrong_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         train.main(flags)
+    said = capsys.readouterr().err
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    done = call("--model", "R", "--data_path", tmp_path / "nothing", "--save_path", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no data set at ")
-    assert len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("flags", "recipe", "network", "name"),
+    [
+        (["--model", "U"], None, "UNet", "U"),
+        (["--model", "UNet", "--recipe", "default"], "default", "UNet", "U"),
+        (["--model", "ResNet34_UNet", "--recipe", "lab2"], "lab2", "ResNet34_UNet", "lab2-R"),
+        (["--model_name", "ResNet34_UNet"], "lab3", "ResNet34_UNet", "lab3-R"),
+        (["--model_name", "UNet", "--recipe", "lab2"], "lab2", "UNet", "lab2-U"),
+        (["--model", "R", "--recipe", "lab3", "--name", "mine"], "lab3", "ResNet34_UNet", "mine"),
+        (["--model", "lab3.UNet"], None, "lab3.UNet", "lab3.UNet"),
+        (["--model", "New", "--recipe", "fast"], "fast", "New", "fast-New"),
+    ],
+)
+def test_every_script_gives_a_run_the_same_name(
+    flags: list[str], recipe: str | None, network: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "New", nn.Identity)
+    for parse_args in (train.parse_args, evaluate.parse_args, inference.parse_args):
+        args = parse_args(flags)
+        assert (args.recipe, args.model, args.name) == (recipe, network, name)
 
 
-def test_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for default in (
-        str(RECIPES["default"].learning_rate),
-        "dataset/oxford-iiit-pet",
-        "default: 256",
-        "default: auto",
-        "default: pet",
-        "saved_models",
-    ):
-        assert default in text
+class UNetPP(nn.Module):
+    """A user's network: two outputs in training (deep supervision), one in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.heads = nn.ModuleList((nn.Conv2d(4, 1, 1), nn.Conv2d(4, 1, 1)))
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        logits = [head(self.conv(images)) for head in self.heads]
+        return logits if self.training else logits[0]
+
+
+@pytest.mark.parametrize(("recipe", "name"), [("default", "UNetPP"), ("lab2", "lab2-UNetPP")])
+def test_a_users_network_is_one_line_for_every_script(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, name: str
+) -> None:
+    monkeypatch.setitem(NETWORKS, "UNetPP", UNetPP)  # the line
+    flags = ["--model", "UNetPP", "--recipe", recipe]
+    run_train(*flags, "--epochs", 2)
+    before, after = (
+        load_checkpoint(tmp_path / name / f"{name}_epoch_{which}.pth")["model"] for which in ("0", "final")
+    )
+    assert not any(torch.equal(before[key], after[key]) for key in before)  # the second head has learned too
+    run_train(*flags, "--epochs", 3, "--load_model_epoch", "final")
+    evaluate.main([*flags, "--save_path", str(tmp_path)])
+    assert (tmp_path / name / f"{name}_valid_scores.json").exists()
+    inference.main([*flags, "--save_path", str(tmp_path), "--output", str(tmp_path / "out"), "--limit", "3"])
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "network", "line", "weights"),
+    [
+        (["--model", "U", "--recipe", "lab2"], "lab2-U", "lab2.UNet", "Epoch 1/1, Training Loss: 0.", []),
+        (["--model_name", "UNet"], "lab3-U", "lab3.UNet", ", Train Dice Score: 0.", ["UNet.pth"]),
+    ],
+)
+def test_the_reports_commands(
+    run_train: Train,
+    drawn_pets: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    flags: list[str],
+    name: str,
+    network: str,
+    line: str,
+    weights: list[str],
+) -> None:
+    """lab3's ``--data_path`` is the folder that holds dataset/, and its weights alone are all that inference needs."""
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "oxford-iiit-pet").symlink_to(drawn_pets, target_is_directory=True)
+    saved = tmp_path / "saved_models"
+    where = ["--data_path", tmp_path, "--image_size", 32, "--save_path", saved]
+    train.main([str(flag) for flag in (*flags, *where, "--batch_size", 4, "--epochs", 1)])
+    out = capsys.readouterr().out
+    assert out.startswith(f"{network}, 157 parameters; recipe {name[:4]}: 1 epoch")
+    assert line in out
+    assert [path.name for path in saved.glob("*.pth")] == weights
+    subjects = [[*flags, "--load_model_epoch", "final"], *(["--model", file] for file in weights)]
+    for subject in subjects:
+        inference.main([str(flag) for flag in (*subject, *where, "--output", tmp_path / "out")])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("Using UNet model")
+        assert lines[1].startswith(f"Loading model from {saved}")
+        assert lines[2].startswith("Evaluating model")
+        assert any(line.startswith("Dice Score: 0.") for line in lines)
+        assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 20
 
 
 def test_start_up_imports_nothing_slow() -> None:
     """``import torchvision`` costs over 3 s and matplotlib over 1 s: not on the way to a training step."""
     slow = ("torchvision", "matplotlib", "imutils", "PIL.Image")
     code = f"import sys, train; print([module for module in {slow} if module in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO / "src", env={**os.environ}
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO / "src")
     assert done.stdout.strip() == "[]"

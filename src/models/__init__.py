@@ -1,4 +1,10 @@
-"""The networks by name. Each is built without arguments: RGB in, logits of one class out, at the input's size."""
+"""The networks by name. Each is built without arguments: RGB in, logits of one class out, at the input's size.
+
+To add one: a class in a file of its own, and its line in ``NETWORKS``. In training mode, ``forward`` may return a list
+of logits at the input's size (deep supervision): the engine averages their losses.
+"""
+
+from collections.abc import Callable
 
 from torch import nn
 
@@ -6,7 +12,7 @@ from models import lab2, lab3
 from models.resnet34_unet import ResNet34UNet
 from models.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet": UNet,
     "ResNet34_UNet": ResNet34UNet,
     "lab2.UNet": lab2.UNet,
@@ -14,6 +20,12 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "lab3.UNet": lab3.UNet,
     "lab3.ResNet34_UNet": lab3.ResNet34UNet,
 }
+ALIASES = {"U": "UNet", "R": "ResNet34_UNet"}
+
+
+def network_names() -> dict[str, str]:
+    """What may follow ``--model``, and the network that it means: the aliases, and each network's own name."""
+    return ALIASES | {name: name for name in NETWORKS}
 
 
 def build_network(network: str) -> nn.Module:
@@ -31,5 +43,5 @@ def build_network(network: str) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers the network learns."""
+    """The number of trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""What both networks are made of."""
+"""Building blocks that the networks share."""
 
 import torch
 import torch.nn.functional as F

@@ -20,16 +20,16 @@ def init_weights(model: nn.Module) -> None:
 
 
 class Up(nn.Module):
-    """A step of the classic decoder: double the size, halve the channels, put the skip in front, mix."""
+    """A step of the classic decoder: double the size, halve the channels, concatenate the skip in front, convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.mix = DoubleConv(channels, channels // 2, bias=True)
+        self.conv = DoubleConv(channels, channels // 2, bias=True)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         features = self.up(features)  # (N, C, h, w) -> (N, C/2, 2h, 2w)
-        return self.mix(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
+        return self.conv(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
 
 
 class UNet(nn.Module):
@@ -88,16 +88,16 @@ class ResidualBlock(nn.Module):
 
 
 class UpAfterSkip(nn.Module):
-    """A step of this report's decoder: put the stage's features in front, double the size, halve the channels, mix."""
+    """A step of this decoder: concatenate the stage in front, double the size, halve the channels, convolve."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.mix = DoubleConv(channels // 2, out_channels, bias=True)
+        self.conv = DoubleConv(channels // 2, out_channels, bias=True)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         features = self.up(torch.cat((skip, features), dim=1))  # (N, C, h, w) -> (N, C/2, 2h, 2w)
-        return self.mix(features)  # -> (N, out_channels, 2h, 2w)
+        return self.conv(features)  # -> (N, out_channels, 2h, 2w)
 
 
 class ResNet34UNet(nn.Module):
@@ -124,10 +124,10 @@ class ResNet34UNet(nn.Module):
             first = ResidualBlock(self.widths[max(index - 1, 0)], width, stride=1 if index == 0 else 2)
             self.stages.append(nn.Sequential(first, *(ResidualBlock(width, width, 1) for _ in range(count - 1))))
         self.bottleneck = DoubleConv(self.widths[-1], self.bottleneck_width, bias=True)
-        coming = (self.bottleneck_width, *[self.decoder_width] * (len(self.widths) - 1))
+        in_channels = (self.bottleneck_width, *[self.decoder_width] * (len(self.widths) - 1))
         self.decoder = nn.ModuleList(
             UpAfterSkip(skip_channels + channels, self.decoder_width)
-            for skip_channels, channels in zip(reversed(self.widths), coming, strict=True)
+            for skip_channels, channels in zip(reversed(self.widths), in_channels, strict=True)
         )
         width = self.decoder_width
         self.head = nn.Sequential(

@@ -56,15 +56,15 @@ class ResNet34Encoder(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the size by repeating pixels, put the skip behind, and mix."""
+    """Double the size by repeating pixels, concatenate the skip behind, convolve."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
-        self.mix = DoubleConv(in_channels + skip_channels, out_channels)
+        self.conv = DoubleConv(in_channels + skip_channels, out_channels)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        return self.mix(torch.cat((self.up(features), skip), dim=1))  # (N, C, h, w) -> (N, out_channels, 2h, 2w)
+        return self.conv(torch.cat((self.up(features), skip), dim=1))  # (N, C, h, w) -> (N, out_channels, 2h, 2w)
 
 
 class ResNet34UNet(nn.Module):

@@ -11,16 +11,16 @@ from models.blocks import DoubleConv, init_convolutions, pad_to_multiple
 
 
 class Up(nn.Module):
-    """Double the size, halve the channels, put the skip in front, and mix: a step of the decoder in figure 1."""
+    """A decoder step of figure 1: double the size, halve the channels, concatenate the skip in front, convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.mix = DoubleConv(channels, channels // 2)
+        self.conv = DoubleConv(channels, channels // 2)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         features = self.up(features)  # (N, C, h, w) -> (N, C/2, 2h, 2w)
-        return self.mix(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
+        return self.conv(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
 
 
 class UNet(nn.Module):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import options
-from options import (
+import cli
+from cli import (
     ArgumentParser,
     StopSignal,
     UserError,
@@ -200,14 +200,14 @@ def run_python(code: str, **options: object) -> subprocess.CompletedProcess:
 
 
 def test_user_error_as_a_process_sees_it() -> None:
-    done = run_python("from options import *\ndef main(): raise UserError('no data')\nrun_script(main)")
+    done = run_python("from cli import *\ndef main(): raise UserError('no data')\nrun_script(main)")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no data\n")
 
 
 def test_reader_that_leaves_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from options import *\nrun_script(lambda: print('x' * 100_000))"
+    code = "from cli import *\nrun_script(lambda: print('x' * 100_000))"
     done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
@@ -239,7 +239,7 @@ def test_handlers_come_back_after_an_error_too() -> None:
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_kills(second: signal.Signals) -> None:
     done = run_python(
-        "import os, signal\nfrom options import StopSignal\nwith StopSignal():\n"
+        "import os, signal\nfrom cli import StopSignal\nwith StopSignal():\n"
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print('still here', flush=True)\n"
         f"    os.kill(os.getpid(), {int(second)})\n    print('not here', flush=True)"
     )

@@ -1,0 +1,51 @@
+"""Write a benchmark's figures as JSON, with the machine, versions, commit and command that they come from."""
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+import torch
+
+from atomic import atomic_write
+from checkpoint import provenance
+from cli import REPO, cpu_cores, plural, shell
+
+RESULTS = REPO / "benchmarks" / "results"
+
+
+def machine() -> str:
+    """The name of the machine's GPU, or of its CPU and the number of cores that this process may use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {plural(cpu_cores(), 'core')}"
+
+
+def origin(script: str, argv: list[str]) -> dict[str, Any]:
+    """Where figures come from.
+
+    Args:
+        script: its name, such as ``speed.py``.
+        argv: its flags; an absolute path is cut to its last part, because it means nothing on another machine.
+    """
+    flags = [Path(part).name if Path(part).is_absolute() else part for part in argv]
+    return {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        **provenance(),
+        "command": shell("python", f"benchmarks/{script}", *flags),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically, one top-level entry a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    with atomic_write(path) as file:
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -1,0 +1,336 @@
+"""What the scripts share on the command line: flags, device and precision, signals, user-facing errors as one line."""
+
+import argparse
+import ctypes
+import difflib
+import errno
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+REPO = Path(__file__).resolve().parent.parent
+DATASET = REPO / "dataset" / "oxford-iiit-pet"
+SAVED_MODELS = REPO / "saved_models"
+OUTPUTS = REPO / "outputs_imgs"
+
+PRECISIONS = ("auto", "bf16", "fp32")
+LARGEST_IMAGE = 4096  # pixels of height and width
+
+
+class UserError(Exception):
+    """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------- a script's process
+
+
+def start() -> None:
+    """Set up the process of a script, before it imports PyTorch.
+
+    Ctrl-C and SIGTERM end it in one line. OpenMP's threads sleep while they wait, because threads that spin hold up
+    whatever else computes on the machine, and this process too. The C library keeps freed memory: it would give large
+    blocks back at once, and the next step would wait for zeroed pages.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit_on_signal)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # not glibc
+            c_library = ctypes.CDLL("libc.so.6")
+            m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
+            c_library.mallopt(m_mmap_max, 0)
+            c_library.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
+    print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call a script's main; a user's mistake ends it with one line and exit code 1, not with a traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`| head`) has gone
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(f"error: the disk is full ({error}); the checkpoints that were complete before still are")
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except (RuntimeError, MemoryError) as error:
+        signs = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size{reason}")
+
+
+class StopSignal:
+    """While active, the first Ctrl-C or SIGTERM only sets ``number``, so that the step is finished; the second kills.
+
+    Attributes:
+        number: of the signal that came, 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+        print(
+            f"\n{signal.Signals(number).name}: finishing the step, then saving (again to stop at once)", file=sys.stderr
+        )
+
+
+# ---------------------------------------------------------------------------------------------- flags
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds each option's default to its help, except for switches and where there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Shows each option's default, answers a mistake in one line, and accepts no abbreviations."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line; an unknown flag is answered with the one that looks like it."""
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            similar = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            message = f"there is no {unknown[1]}" + (f"; did you mean {similar[0]}?" if similar else "")
+        self.exit(2, f"error: {message} (--help shows all flags)\n")
+
+    def add_run_options(self, networks: Mapping[str, str], recipes: Iterable[str], files: bool = False) -> None:
+        """Add the flags of every script that works with a run.
+
+        Args:
+            networks: what may follow ``--model``, and the network that it means.
+            recipes: the names that may follow ``--recipe``.
+            files: whether a checkpoint file may follow ``--model`` instead.
+        """
+        self._networks = networks
+
+        def network(text: str) -> str:
+            if text not in networks:
+                or_file = ", and no file of that name ends in .pth or .pt" if files else ""
+                raise argparse.ArgumentTypeError(
+                    f"no network is called {text!r}{or_file}; there are {', '.join(networks)}"
+                )
+            return networks[text]
+
+        def network_or_file(text: str) -> str | Path:
+            return existing_path(text) if text.endswith((".pth", ".pt")) else network(text)
+
+        self.add_argument(
+            "--model",
+            metavar="NETWORK|FILE.pth" if files else "NETWORK",
+            type=network_or_file if files else network,
+            help=f"the network: {', '.join(networks)}"
+            + ("; or a file of --save_path or of anywhere: a checkpoint or a bare state dict" if files else ""),
+        )
+        self.add_argument(
+            "--model_name",
+            metavar="NETWORK",
+            type=network,
+            help="as --model, and means --recipe lab3 where no other is given (report lab3's flag)",
+        )
+        self.add_argument("--recipe", choices=tuple(recipes), help="how to train, or was trained (default: default)")
+        self.add_argument(
+            "--name",
+            type=run_name,
+            help="the run's folder under --save_path and its files' prefix (default: U, R or the network's name; "
+            "with another recipe in front: lab2-U)",
+        )
+        self.add_argument("--save_path", type=existing_path, default=SAVED_MODELS, help="folder of all runs")
+        self.add_argument("--limit", type=positive_int, help="keep only so many images of each split, evenly spaced")
+        self.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+        self.add_argument("--threads", type=positive_int, help="of the CPU (default: one for each core)")
+
+    def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
+        """Parse the flags; ``model`` becomes a network's name or None, ``file`` a path or None, ``name`` the run's."""
+        args = self.parse_args(argv)
+        if args.model_name:
+            if args.model:
+                self.error("--model and --model_name mean the same: give one of them")
+            args.model, args.recipe = args.model_name, args.recipe or "lab3"
+        args.file = None
+        if isinstance(args.model, Path):
+            args.file, args.model = args.model, None
+            args.name = args.name or args.file.stem
+        if not (args.model or args.name):
+            self.error("which network? --model U or --model R")
+        args.name = args.name or default_run_name(self._networks, args.model, args.recipe)
+        return args
+
+
+def default_run_name(networks: Mapping[str, str], network: str, recipe: str | None) -> str:
+    """The name of a run that was given none: the shortest name of its network, a recipe in front."""
+    short = min((name for name, meant in networks.items() if meant == network), key=len)
+    return short if recipe in (None, "default") else f"{recipe}-{short}"
+
+
+def shell(*parts: object) -> str:
+    """A command, quoted so that it can be pasted."""
+    return shlex.join(map(str, parts))
+
+
+def existing_path(text: str) -> Path:
+    """A typed path: from the working directory or, where nothing is there, from the repo's root."""
+    path = Path(os.path.expanduser(text))  # an unknown ~user stays as it is
+    return REPO / path if not path.exists() and (REPO / path).exists() else path
+
+
+def run_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a folder: letters, digits, _ . + - are allowed")
+    return text
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up to 2^63 - 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return value
+
+
+def positive_float(text: str) -> float:
+    if seconds(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return float(text)
+
+
+def fraction(text: str) -> float:
+    if positive_float(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return float(text)
+
+
+def image_size(text: str) -> int:
+    if not 32 <= positive_int(text) <= LARGEST_IMAGE:
+        raise argparse.ArgumentTypeError(f"{text} is not from 32 to {LARGEST_IMAGE} pixels")
+    return int(text)
+
+
+def which_checkpoint(text: str) -> str:
+    if text not in ("last", "best", "final") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, best, final, or the number of an epoch")
+    return text if not text.isdecimal() else str(int(text))
+
+
+# ---------------------------------------------------------------------------------------------- device and precision
+
+
+def cpu_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
+    """The device for ``--device``; auto takes CUDA, then Apple's GPU, then the CPU.
+
+    Args:
+        threads: of the CPU, for ``--threads``; None leaves PyTorch's choice.
+
+    Raises:
+        UserError: it is not there.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if wanted == "auto":
+        wanted = next(kind for kind, count in counts.items() if count)
+    kind, _, index = wanted.partition(":")
+    if kind not in counts or not (index or "0").isdecimal():
+        raise UserError(f"--device {wanted}: there are auto, {', '.join(counts)}, cuda:1, ...")
+    if int(index or 0) >= counts[kind]:
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise UserError(
+            f"--device {wanted}: PyTorch {torch.__version__} ({build}) finds no such device; --device auto takes what "
+            "there is"
+        )
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
+    """The dtype that the network computes in: auto takes bfloat16 where the device has instructions for it."""
+    import torch
+
+    if wanted == "auto":
+        native = {
+            "cuda": lambda: torch.cuda.get_device_capability(device) >= (8, 0),
+            "cpu": lambda: any(
+                getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            ),
+            "mps": lambda: False,
+        }
+        wanted = "bf16" if native[device.type]() else "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def describe(device: "torch.device", precision: "torch.dtype") -> str:
+    """Device and precision in words: ``NVIDIA H200, bfloat16``."""
+    import torch
+
+    where = device.type
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        no_gpu = "" if torch.version.cuda is None else " (no GPU found)"
+        where = f"cpu, {threads} {'thread' if threads == 1 else 'threads'}{no_gpu}"
+    return f"{where}, {str(precision).removeprefix('torch.')}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

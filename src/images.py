@@ -1,0 +1,133 @@
+"""Decode image files of any kind to arrays, and resize them. Every error message begins with the file's path."""
+
+import io
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cli import UserError, cpu_cores
+
+cv2.setNumThreads(1)  # images are spread over threads by in_threads; threads within one image would only compete
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """Decode an image to RGB: grey, palette, RGBA, CMYK, 16 bit, GIF, ..., whatever its name ends in.
+
+    An EXIF rotation is not applied, because the data set's trimaps lie on the pixels as they are stored.
+
+    Returns:
+        (H, W, 3) uint8. Transparency is dropped.
+
+    Raises:
+        UserError: missing, truncated, or not an image.
+    """
+    data = read_bytes(path)
+    is_cmyk = b"Adobe" in data[:4096] and jpeg_components(data) == 4  # OpenCV ignores that Adobe inverts the channels
+    if is_complete(data) and not is_cmyk:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        with suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if image is not None:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _decode_with_pillow(path, data, "RGB")
+
+
+def decode_raw(path: Path) -> np.ndarray:
+    """Decode an image to the values that are stored; of a palette image, these are the indices.
+
+    Returns:
+        (H, W) or (H, W, channels), of the dtype that is stored.
+
+    Raises:
+        UserError: missing, truncated, or not an image.
+    """
+    data = read_bytes(path)
+    if is_complete(data):
+        with suppress(cv2.error):
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if values is not None and values.ndim == 2 and values.dtype == np.uint8:  # OpenCV expands palettes to BGR
+                return values
+    return _decode_with_pillow(path, data, None)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether a JPEG or PNG has its end mark. OpenCV 4 fills what a truncated file lacks with grey, silently."""
+    if data.startswith(b"\xff\xd8"):
+        return data.rstrip(b"\0").endswith(b"\xff\xd9")
+    return data.startswith(b"\x89PNG") and b"IEND" in data[-16:]
+
+
+def jpeg_components(data: bytes) -> int:
+    """The number of a JPEG's colour components, by its frame header (ITU T.81, B.2.2); 0 if there is none."""
+    at = 2
+    while data.startswith(b"\xff\xd8") and at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9]
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
+def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray:
+    """Decode strictly and slowly what OpenCV cannot read or reads wrongly; mode None keeps the stored values."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if mode == "RGB" and image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
+                return np.repeat((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            return np.array(image if mode is None else image.convert(mode))
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = str(error).split(" (")[0]  # without Pillow's count of bytes: the same for all files broken alike
+        raise UserError(f"{path} is broken: {reason}") from error
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) to (height, width, 3): bilinear, or the mean over the area when shrinking to less than half.
+
+    Down to half, two neighbours leave no pixel out, and OpenCV is much faster so.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks and skips else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation)
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Map a function over items in one thread per core, in order, up to 64 results ahead of the consumer.
+
+    For decoding and encoding, which release Python's lock.
+    """
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+        waiting = []
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 64:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,140 @@
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli import UserError
+from images import decode_image, decode_raw, in_threads, resize_image
+
+COLOURS = np.zeros((16, 24, 3), np.uint8)  # red and green above blue and grey
+COLOURS[:8, :12], COLOURS[:8, 12:], COLOURS[8:, :12], COLOURS[8:, 12:] = (
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (128,) * 3,
+)
+GREY = np.where(np.arange(24) < 12, 40, 100).astype(np.uint8)[None].repeat(16, 0)
+
+
+def save(array: np.ndarray, kind: str, mode: str | None = None, **options: object) -> Callable[[Path], None]:
+    image = Image.fromarray(array)
+    image = image.convert(mode, palette=Image.Palette.ADAPTIVE) if mode else image
+    return lambda path: image.save(path, kind, **options)
+
+
+def save_16_bit_colours(path: Path) -> None:
+    bgr = np.ascontiguousarray(COLOURS[:, :, ::-1].astype(np.uint16) * 257)
+    path.write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # turn by 90 degrees
+WAYS_TO_SAVE: dict[str, Callable[[Path], None]] = {
+    "jpg": save(COLOURS, "JPEG", quality=100, subsampling=0),
+    "progressive jpg": save(COLOURS, "JPEG", quality=100, subsampling=0, progressive=True),
+    "EXIF-rotated jpg": save(COLOURS, "JPEG", quality=100, subsampling=0, exif=EXIF),
+    "CMYK jpg": save(COLOURS, "JPEG", "CMYK", quality=100),
+    "png": save(COLOURS, "PNG"),
+    "palette png": save(COLOURS, "PNG", "P"),
+    "RGBA png": save(np.dstack((COLOURS, np.full((16, 24), 9, np.uint8))), "PNG"),
+    "16-bit png": save_16_bit_colours,
+    "GIF": save(COLOURS, "GIF", "P"),
+    "BMP": save(COLOURS, "BMP"),
+    "grey jpg": save(GREY, "JPEG", quality=100),
+    "grey png": save(GREY, "PNG"),
+    "grey LA png": save(np.dstack((GREY, 255 - GREY)), "PNG"),
+    "grey 16-bit png": save(GREY.astype(np.uint16) * 257, "PNG"),
+    "grey 16-bit tiff": save(GREY.astype(np.uint16) * 257, "TIFF"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_SAVE)
+def test_every_kind_of_image_is_read_under_any_ending(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "Abyssinian_34.jpg"
+    WAYS_TO_SAVE[way](path)
+    image, expected = decode_image(path), GREY[:, :, None].repeat(3, 2) if way.startswith("grey") else COLOURS
+    assert (image.shape, image.dtype) == ((16, 24, 3), np.uint8)
+    for part in (np.s_[2:6, 2:10], np.s_[2:6, 14:22], np.s_[10:14, 2:10], np.s_[10:14, 14:22]):
+        np.testing.assert_allclose(image[part].astype(int), expected[part].astype(int), atol=4)
+
+
+def test_jpeg_is_decoded_as_by_pillow_and_bytes_behind_its_end_do_not_matter(tmp_path: Path) -> None:
+    """Cameras append bytes; the original data set has such files."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    path = tmp_path / "pet.jpg"
+    save(cv2.GaussianBlur(noise, (0, 0), 3), "JPEG")(path)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB")).astype(int)
+    path.write_bytes(path.read_bytes() + b"trailing words")
+    np.testing.assert_allclose(decode_image(path).astype(int), expected, atol=3)
+
+
+WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3]),
+    "without its last bytes": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("<html>404 Not Found</html>"),
+    "zeros": lambda path: path.write_bytes(bytes(5000)),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "stored values"])
+@pytest.mark.parametrize("way", WAYS_TO_BREAK)
+def test_broken_file_is_one_line_that_begins_with_its_path(tmp_path: Path, kind: str, way: str) -> None:
+    path = tmp_path / "Bombay_7.jpg"
+    noise = np.random.default_rng(0).integers(1, 256, (40, 50, 3), dtype=np.uint8)
+    decode = decode_raw if kind == "stored values" else decode_image
+    Image.fromarray(noise[:, :, 0] if decode is decode_raw else noise).save(path, "JPEG" if kind == "JPEG" else "PNG")
+    decode(path)
+    WAYS_TO_BREAK[way](path)
+    with pytest.raises(UserError) as caught:
+        decode(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_raw])
+@pytest.mark.parametrize("side", [20_000, 100_000])
+def test_giant_size_in_a_header_is_an_error(tmp_path: Path, decode: Callable[[Path], np.ndarray], side: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path = tmp_path / "giant.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(UserError, match=r"giant\.png"):
+        decode(path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(47, 65), (21, 25)])
+def test_resizing_is_centred(height: int, width: int) -> None:
+    """So it commutes with flips."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 2)
+    for side in (20, 31):
+        for axis in (0, 1):
+            flipped = resize_image(np.ascontiguousarray(np.flip(image, axis)), side, side)
+            difference = flipped.astype(int) - np.flip(resize_image(image, side, side), axis)
+            assert np.abs(difference).max() <= 1
+
+
+def test_threads_keep_the_order_and_run_little_ahead() -> None:
+    begun = []
+
+    def slow_at_first(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.01 if item < 3 else 0)
+        return item * 10
+
+    results = in_threads(slow_at_first, range(300))
+    assert [next(results) for _ in range(10)] == list(range(0, 100, 10))
+    assert len(begun) < 100
+    assert list(results) == list(range(100, 3000, 10))
