@@ -202,7 +202,7 @@ def decoders(args: argparse.Namespace) -> dict[str, Callable[[], Contender]]:
 def predictor_of(network: str, args: argparse.Namespace) -> Predictor:
     """A predictor with fresh weights, which take as long as trained ones."""
     state = make_state(network, args)
-    return Predictor.from_checkpoint({"config": state.config, "model": state.model.state_dict()}, args.device)
+    return Predictor({"config": state.config, "model": state.model.state_dict()}, args.device)
 
 
 def network_alone(logits: Callable[[torch.Tensor], torch.Tensor], args: argparse.Namespace) -> Contender:

@@ -109,7 +109,7 @@ def read_queue(path: Path) -> list[Entry]:
 def parse_entry(system: str, minutes: str, flags: list[str]) -> Entry:
     args = train.parse_args([*flags, "--name", system])
     if args.resume or args.overwrite or args.init_from or args.load_model_epoch:
-        raise ValueError("whether to resume is decided here")
+        raise UserError(f"{system} of the queue: whether a run is resumed or begun is not for its flags to say")
     config = train.resolve_config(args, None)
     root = find_root(args.data_path or DATASET)
     return Entry(system, float(minutes), flags, config, root, args.threads or torch.get_num_threads())

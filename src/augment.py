@@ -1,7 +1,7 @@
-"""Everything random about an epoch, and the one batched warp that applies it on the device.
+"""Data augmentation: the plan of an epoch's random changes, and the batched warp that applies it on the device.
 
 An epoch's randomness is drawn at its start, from (seed, epoch) alone: the order of the samples and the parameters of
-every sample's warp. So a run that is resumed at any step sees the data that the uninterrupted run would have seen.
+every sample's warp. So a run that is resumed at any step gets the data that the uninterrupted run would have got.
 """
 
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from trimap import BACKGROUND
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a sample may be changed in training. With every field at its default, it stays as it is."""
+    """Limits of the random changes to a training sample. The default values change nothing."""
 
     horizontal_flip: float = 0.0  # probability
     vertical_flip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, uniform in both directions
-    whole_degrees: bool = False  # rotate by whole degrees only: of 15, from -15 to 14, all equally likely
+    whole_degrees: bool = False  # only whole degrees: for rotation 15, from -15 to 14, all equally likely
     zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
     stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
-    shift: float = 0.0  # share of the side, uniform in both directions
-    brightness: float = 0.0  # share of the full range, uniform in both directions
-    contrast: float = 1.0  # largest factor about the picture's own mean, log-uniform from its inverse
+    shift: float = 0.0  # fraction of the side, uniform in both directions
+    brightness: float = 0.0  # fraction of the full range, uniform in both directions
+    contrast: float = 1.0  # largest factor about the image's own mean, log-uniform from its inverse
 
     def scaled(self, strength: float) -> "Augmentation":
-        """The same with smaller or larger reach: 0 leaves only the flips, 1 all as it is."""
+        """The same augmentation, weaker: strength 1 changes nothing, 0 leaves only the flips."""
         return replace(
             self,
             rotation=self.rotation * strength,
@@ -43,13 +43,15 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What an epoch will do, drawn before it starts; one entry a slot, ``steps * batch_size`` slots.
+    """The order and the augmentation of an epoch's samples, drawn before it starts.
+
+    A slot is a place in a batch; there are ``steps * batch_size`` of them.
 
     Attributes:
-        order: (slots,) int64, the sample in each slot. Every sample once; where the last batch is not full, the epoch's
-            first samples again, so that all batches have one shape.
+        order: (slots,) int64, the index of the sample in each slot. Each sample once, then the epoch's first samples
+            again until the last batch is full, so that all batches have one shape.
         theta: (slots, 2, 3) float32, the affine map from output to input coordinates (``warp``).
-        colour: (slots, 2) float32, factor of contrast and offset of brightness (in pixel values).
+        colour: (slots, 2) float32, contrast factor and brightness offset (in pixel values).
     """
 
     order: Tensor
@@ -61,10 +63,10 @@ class EpochPlan:
 
 
 def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
-    """Draw an epoch's order and warps. The same arguments give the same plan, on any machine.
+    """Draw the plan of an epoch. The same arguments give the same plan on any machine.
 
     Args:
-        samples: how many there are in the training set.
+        samples: number of training samples.
         epoch: counted from 1.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -96,37 +98,36 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
 def affine(
     degrees: np.ndarray, scale_x: np.ndarray, scale_y: np.ndarray, shift_x: np.ndarray, shift_y: np.ndarray
 ) -> np.ndarray:
-    """The maps from output to input of: scale, then rotate counter-clockwise, then shift, about the picture's centre.
+    """Affine maps that scale an image, then rotate it counter-clockwise, then shift it, about its centre.
 
     Args:
-        degrees: (n,) as of ``cv2.getRotationMatrix2D`` and ``imutils.rotate``.
-        scale_x, scale_y: (n,); negative mirrors.
-        shift_x, shift_y: (n,) in shares of the side; positive moves the content right and down.
+        degrees: (n,) as in ``cv2.getRotationMatrix2D`` and ``imutils.rotate``.
+        scale_x, scale_y: (n,) factors; a negative one mirrors.
+        shift_x, shift_y: (n,) fractions of the side; positive values move the content right and down.
 
     Returns:
-        (n, 2, 3), in the coordinates of ``torch.nn.functional.affine_grid``: -1 to 1 from edge to edge.
+        (n, 2, 3), from output to input coordinates as in ``torch.nn.functional.affine_grid``: -1 to 1, edge to edge.
     """
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    # Content moves by out = R S in + t, so a pixel is fetched from in = S^-1 R^-1 (out - t).
+    # The content moves by out = R S in + t, so an output pixel is sampled at in = S^-1 R^-1 (out - t).
     linear = np.stack((np.stack((cos, -sin), -1) / scale_x[:, None], np.stack((sin, cos), -1) / scale_y[:, None]), 1)
     offset = -np.einsum("nij,nj->ni", linear, 2 * np.stack((shift_x, shift_y), -1))
     return np.concatenate((linear, offset[:, :, None]), axis=2)
 
 
 def warp(images: Tensor, trimaps: Tensor, theta: Tensor, side: int | None = None) -> tuple[Tensor, Tensor]:
-    """Fetch every pixel of a batch from where its affine map says: images bilinear, trimaps nearest.
+    """Warp a batch by affine maps: images bilinear, trimaps nearest.
 
-    What comes from outside the picture is black, and background in the trimap.
+    Pixels from outside the image are black, and background in the trimap.
 
     Args:
         images: (N, C, H, W) float.
         trimaps: (N, 1, H, W) uint8.
         theta: (N, 2, 3) float32, from output to input coordinates.
-        side: height and width of the result, in pixels; None keeps those of the images. At half of them, an unmoved
-            pixel is the mean of four.
+        side: height and width of the result, in pixels; None keeps those of the images.
 
     Returns:
-        Images and trimaps of the same dtypes.
+        Images and trimaps of the same dtypes as the arguments.
     """
     size = images.shape[2:] if side is None else (side, side)
     grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)  # (N, H, W, 2)
@@ -136,11 +137,11 @@ def warp(images: Tensor, trimaps: Tensor, theta: Tensor, side: int | None = None
 
 
 def recolour(images: Tensor, colour: Tensor) -> Tensor:
-    """Change contrast about each picture's own mean, then brightness; values stay within 0 to 255.
+    """Change contrast about each image's own mean, then brightness; values are clipped to 0 to 255.
 
     Args:
         images: (N, 3, H, W) float, 0 to 255.
-        colour: (N, 2), factor and offset.
+        colour: (N, 2), contrast factor and brightness offset.
     """
     factor, offset = colour[:, 0].view(-1, 1, 1, 1), colour[:, 1].view(-1, 1, 1, 1)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
@@ -148,10 +149,10 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std, channel by channel: (N, 3, H, W) float of 0 to 255, to the same shape, channels_last.
+    """Normalise each channel, (x - mean) / std: (N, 3, H, W) float, 0 to 255, to the same shape in channels_last.
 
     Args:
-        mean, std: three values each, in pixel values (0 to 255).
+        mean, std: one value per channel, in pixel values (0 to 255).
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -116,7 +116,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds each option's default to its help, except for switches and where there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        has_default = action.default is not None and action.default is not False  # 0 is a default
+        return super()._get_help_string(action) if has_default else action.help
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -180,7 +181,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("--threads", type=positive_int, help="of the CPU (default: one for each core)")
 
     def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
-        """Parse the flags; ``model`` becomes a network's name or None, ``file`` a path or None, ``name`` the run's."""
+        """Parse the flags; each of ``model``, ``file`` and the run's ``name`` may be None."""
         args = self.parse_args(argv)
         if args.model_name:
             if args.model:
@@ -190,9 +191,8 @@ class ArgumentParser(argparse.ArgumentParser):
         if isinstance(args.model, Path):
             args.file, args.model = args.model, None
             args.name = args.name or args.file.stem
-        if not (args.model or args.name):
-            self.error("which network? --model U or --model R")
-        args.name = args.name or default_run_name(self._networks, args.model, args.recipe)
+        if args.model and not args.name:
+            args.name = default_run_name(self._networks, args.model, args.recipe)
         return args
 
 

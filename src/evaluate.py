@@ -234,15 +234,20 @@ class Subject:
     root: Path  # of the data
 
 
+def requested_checkpoint(args: argparse.Namespace) -> Path:
+    """The file of the checkpoint that the flags name."""
+    if args.file:
+        return next((path for path in (args.save_path / args.file, args.file) if path.is_file()), args.file)
+    return checkpoint_path(args.save_path, args.name, args.load_model_epoch or "best")
+
+
 def open_checkpoint(args: argparse.Namespace) -> Subject:
     """Load what the flags of ``evaluate.py`` or ``inference.py`` name.
 
     Raises:
         UserError: not there, of another recipe or network than the flags say, or its data is not there.
     """
-    path = checkpoint_path(args.save_path, args.name, args.load_model_epoch or "best")
-    if args.file:
-        path = next((path for path in (args.save_path / args.file, args.file) if path.is_file()), args.file)
+    path = requested_checkpoint(args)
     state = load_checkpoint(path)
     config: Config = state["config"]
     if args.recipe and config.recipe != args.recipe:
@@ -384,8 +389,10 @@ def add_scoring_options(parser: ArgumentParser) -> None:
     )
 
 
-def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None, needs_run: bool = True) -> argparse.Namespace:
     args = parser.parse_run_args(argv)
+    if needs_run and not args.name:
+        parser.error("which network? --model U or --model R")
     if args.file and args.load_model_epoch:
         parser.error("--model FILE.pth names the checkpoint, and so does --load_model_epoch: give one of them")
     return args

@@ -13,6 +13,8 @@ import numpy as np
 
 from cli import UserError, cpu_cores
 
+PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # no others: some run programs to decode
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".heic", ".heif"}
 cv2.setNumThreads(1)  # images are spread over threads by in_threads; threads within one image would only compete
 
 
@@ -54,6 +56,44 @@ def decode_raw(path: Path) -> np.ndarray:
             if values is not None and values.ndim == 2 and values.dtype == np.uint8:  # OpenCV expands palettes to BGR
                 return values
     return _decode_with_pillow(path, data, None)
+
+
+def decode_photo(data: bytes, name: object) -> np.ndarray:
+    """Decode a photo as a viewer shows it: EXIF rotation applied, the first frame of an animation.
+
+    Args:
+        data: the file's content: JPEG, MPO, PNG, WebP, TIFF, BMP, GIF, and HEIC where pillow-heif is installed.
+        name: begins the error's message.
+
+    Returns:
+        (H, W, 4) uint8 RGBA; opaque where the file knows no transparency.
+
+    Raises:
+        UserError: broken, of another format, or with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    formats = list(PHOTO_FORMATS)
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        formats.append("HEIF")
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
+                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            return np.array(image.convert("RGBA"))
+    except UnidentifiedImageError:
+        heic = " (HEIC needs: pip install pillow-heif)" if data[4:8] == b"ftyp" and "HEIF" not in formats else ""
+        raise UserError(f"{name} is not a photo that can be read{heic}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(
+            f"{name} has over {Image.MAX_IMAGE_PIXELS:,} pixels; --pixel_limit MEGAPIXELS allows more"
+        ) from None
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
+        raise UserError(f"{name} is broken: {error}") from None
 
 
 def read_bytes(path: Path) -> bytes:
@@ -115,8 +155,8 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Map a function over items in one thread per core, in order, up to 64 results ahead of the consumer.
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], ahead: int = 64) -> Iterator[Any]:
+    """Map a function over items in one thread per core, in order, up to ``ahead`` results ahead of the consumer.
 
     For decoding and encoding, which release Python's lock.
     """
@@ -125,7 +165,7 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 64:
+                if len(waiting) > ahead:
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()

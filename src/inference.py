@@ -1,6 +1,7 @@
-"""Score the test split with a checkpoint: print the test Dice, write masks, overlays and a contact sheet.
+"""Score the test split with a checkpoint and write its masks; or cut the pet out of any photos.
 
 python src/inference.py --model R
+python src/inference.py --input photo.jpg
 """
 
 import cli
@@ -9,6 +10,7 @@ if __name__ == "__main__":
     cli.start()
 
 import argparse
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cli import OUTPUTS, ArgumentParser, run_script
-from evaluate import Scores, add_scoring_options, parse_scoring_args, score_checkpoint
+from checkpoint import checkpoint_path
+from cli import OUTPUTS, ArgumentParser, UserError, choose_device, describe, run_script
+from evaluate import Scores, add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
 from images import decode_image
 from oxford_pet import Split, image_path, trimap_path
-from predictor import resize_logits
+from photos import PRODUCTS, PhotoOptions, cut_out_stream, find_photos, predict_photos, set_pixel_limit
+from predictor import Predictor, resize_logits
 from report import draw_contact_sheet, overlay
 from trimap import decode_trimap, target_and_weight
 
@@ -72,17 +76,81 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser("Predict the test images with a checkpoint.")
+    parser = ArgumentParser("Predict the test images, or any photos, with a checkpoint.")
     add_scoring_options(parser)
     parser.add_argument("--masks_only", action="store_true", help="no overlays, which take longer to write than masks")
     parser.add_argument(
-        "--output", type=Path, help=f"folder of the masks and overlays (default: {OUTPUTS.name}/ and the run's name)"
+        "--output",
+        type=Path,
+        help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
-    return parse_scoring_args(parser, argv)
+    group = parser.add_argument_group("photos", "cut the pet out of photos of your own; no data set is needed")
+    add = group.add_argument
+    add(
+        "--input",
+        nargs="+",
+        metavar="PHOTO",
+        help="files, folders, patterns, or - for standard input to standard output",
+    )
+    add("--write", type=products, default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
+    add("--recursive", action="store_true", help="take the folders below a folder too")
+    add("--threshold", type=cli.fraction, default=0.5, help="probability from which on a pixel is pet")
+    add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
+    add("--overwrite", action="store_true", help="replace results that are there")
+    add("--pixel_limit", type=cli.positive_float, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
+    args = parse_scoring_args(parser, argv, needs_run="--input" not in (sys.argv[1:] if argv is None else argv))
+    if args.input and "-" in args.input and len(args.input) > 1:
+        parser.error("--input - takes one photo, and no other inputs")
+    return args
+
+
+def products(text: str) -> tuple[str, ...]:
+    wrong = [name for name in text.split(",") if name not in PRODUCTS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(PRODUCTS)}")
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def photo_checkpoint(args: argparse.Namespace) -> Path:
+    """The checkpoint that the flags name or, where they name none: R's best, else U's."""
+    if args.file or args.name:
+        return requested_checkpoint(args)
+    for name in ("R", "U"):
+        path = checkpoint_path(args.save_path, name, "best")
+        if path.is_file():
+            return path
+    raise UserError(
+        f"no trained network in {args.save_path}; train one (`python src/train.py --help`), or name a file: --model FILE.pth"
+    )
+
+
+def predict_photos_of(args: argparse.Namespace) -> None:
+    """Cut the pet out of the photos that ``--input`` names."""
+    set_pixel_limit(args.pixel_limit)
+    options = PhotoOptions(
+        args.output or OUTPUTS / "photos", args.write, args.threshold, args.largest_only, args.overwrite, args.recursive
+    )
+    is_stream = args.input == ["-"]
+    photos = [] if is_stream else find_photos(args.input, options)
+    path = photo_checkpoint(args)
+    predictor = Predictor(path, choose_device(args.device, args.threads), args.flip_average, args.image_size)
+    side = predictor.config.image_size
+    print(
+        f"{predictor.config.network} of {path} at {side}x{side}, on {describe(predictor.device, predictor.precision)}",
+        file=sys.stderr if is_stream else sys.stdout,
+        flush=True,
+    )
+    if is_stream:
+        cut_out_stream(predictor, options)
+    elif predict_photos(predictor, photos, options):
+        sys.exit(1)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.input:
+        predict_photos_of(args)
+        return
     output = args.output or OUTPUTS / args.name
     started = time.monotonic()
     scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))

@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 def mean_over_images(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean over the images of a batch of each image's mean over the pixels that count; both (N, 1, H, W)."""
+    """Average values over each image's pixels of weight 1, then over the images of the batch; both (N, 1, H, W)."""
     weight = weight.float().flatten(1)
     return ((values.flatten(1) * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
 
 
 def bce_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Binary cross-entropy per pixel; arguments and result as of ``bce_dice_loss``."""
+    """Binary cross-entropy per pixel; arguments and result as in ``bce_dice_loss``."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     return mean_over_images(bce, weight)
 
 
 def mse_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of the sigmoid per pixel (report lab3); arguments and result as of ``bce_dice_loss``."""
+    """Squared error of the sigmoid per pixel (report lab3); arguments and result as in ``bce_dice_loss``."""
     return mean_over_images((logits.float().sigmoid() - target.float()).square(), weight)
 
 
@@ -36,7 +36,7 @@ def bce_dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     bce = bce_loss(logits, target, weight)
     logits, target, weight = logits.float().flatten(1), target.float().flatten(1), weight.float().flatten(1)
     probs, target = logits.sigmoid() * weight, target * weight
-    smooth = 1.0  # one pixel: an empty target that is predicted empty costs nothing, and nothing divides by 0
+    smooth = 1.0  # an empty prediction of an empty target costs nothing, and the divisor is never 0
     dice = (2 * (probs * target).sum(1) + smooth) / (probs.sum(1) + target.sum(1) + smooth)
     return bce + (1 - dice).mean()
 

@@ -1,4 +1,4 @@
-"""Draw and write what people look at: curves, overlays, contact sheets, the history file."""
+"""A run's history file, and the drawings: curves, overlays, contact sheets."""
 
 import csv
 import io
@@ -17,10 +17,9 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
     """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
 
     Args:
-        history: a dict of ``HISTORY_COLUMNS`` for each epoch, and ``train_dice`` where the recipe scores the
-            training images too. The arrays have one float64 an epoch.
+        history: a dict of ``HISTORY_COLUMNS`` for each epoch, with ``train_dice`` if the recipe scores the training
+            images too. The arrays have one float64 per epoch.
     """
-
     with atomic_write(folder / f"{name}_history.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         columns = dict.fromkeys(column for row in history for column in row)  # in order, each once
@@ -34,7 +33,7 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """What ``write_history`` wrote; empty if it is not there."""
+    """Read the history that ``write_history`` wrote; empty if there is no such file."""
     if not path.is_file():
         return []
     with open(path, newline="") as file:
@@ -45,8 +44,8 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Plot training and validation loss above, Dice below; a column for each run, with common scales.
 
     Args:
-        runs: the history of each run, by its title.
-        path: of the PNG.
+        runs: title to history.
+        path: the PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,7 +86,7 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Lay a mask over an image: the pet tinted green with an outline, the background darker.
+    """Draw a mask over an image: the pet tinted green and outlined, the background darkened.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -104,12 +103,12 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176) -> np.ndarray:
-    """A sheet of captioned tiles, row by row.
+    """Draw captioned tiles on a sheet, row by row.
 
     Args:
-        tiles: the caption and the images, (H, W, 3) uint8 RGB of any size, that stand side by side in a tile.
-        columns: tiles in a row.
-        side: pixels of the square into which each image is fitted.
+        tiles: each tile's caption, and its images from left to right, (H, W, 3) uint8 RGB of any size.
+        columns: tiles per row.
+        side: height and width in pixels of the square that each image is fitted into.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -127,7 +126,7 @@ def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, 
 
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Scaled into a square with its aspect ratio kept, centred on grey."""
+    """Letterbox an image: scaled to fit a square, its aspect ratio kept, on grey."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import atomic
-from checkpoint import checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from checkpoint import load_checkpoint, provenance, save_checkpoint
 from cli import UserError
 from models import NETWORKS, build_network
 from recipes import RECIPES, Config
@@ -29,25 +29,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded["model"]["weight"], torch.zeros(3, 2))
     assert loaded["versions"]["torch"] == torch.__version__
     assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # no temporary file
-
-
-def test_paths() -> None:
-    names = [checkpoint_path(Path("s"), "R", which).as_posix() for which in ("0", "50", "final", "best", "last")]
-    assert names == [f"s/R/R_{stem}.pth" for stem in ("epoch_0", "epoch_50", "epoch_final", "best", "last")]
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.pth"
-    save_checkpoint(path, contents(seed=1))
-
-    def no_space(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(atomic.os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, contents(seed=2))
-    assert load_checkpoint(path)["config"].seed == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["x.pth"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

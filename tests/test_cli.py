@@ -1,43 +1,27 @@
+"""cli.py: flags, device and precision, errors as one line, signals."""
+
 import argparse
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import cli
-from cli import (
-    ArgumentParser,
-    StopSignal,
-    UserError,
-    choose_device,
-    choose_precision,
-    describe,
-    image_side,
-    model_letter,
-    positive_float,
-    positive_int,
-    run_name,
-    run_script,
-    which_checkpoint,
-    whole_number,
-)
+from cli import REPO, ArgumentParser, StopSignal, UserError, choose_device, choose_precision, describe, run_script
 
-SOURCE = Path(options.__file__).parent
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def handlers_restored() -> Iterator[None]:
-    """``run_script`` sets one for SIGTERM and leaves it, as a script should."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def run_python(code: str, **options: object) -> subprocess.CompletedProcess:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([sys.executable, "-c", code], cwd=REPO / "src", text=True, check=False, **options)
 
 
 # ---------------------------------------------------------------------------------------------- flags
@@ -46,18 +30,16 @@ def handlers_restored() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [
-        (model_letter, "U", "U"),
-        (model_letter, "UNet", "U"),
-        (model_letter, "R", "R"),
-        (model_letter, "ResNet34_UNet", "R"),
-        (run_name, "long-run_2.1+x", "long-run_2.1+x"),
-        (positive_int, "1", 1),
-        (whole_number, "0", 0),
-        (positive_float, "1e-3", 0.001),
-        (image_side, "32", 32),
-        (image_side, "100", 100),
-        (which_checkpoint, "best", "best"),
-        (which_checkpoint, "0050", "50"),
+        (cli.run_name, "long-run_2.1+x", "long-run_2.1+x"),
+        (cli.positive_int, "1", 1),
+        (cli.whole_number, "0", 0),
+        (cli.seconds, "0", 0),
+        (cli.positive_float, "1e-3", 0.001),
+        (cli.fraction, "1", 1),
+        (cli.image_size, "32", 32),
+        (cli.image_size, "4096", 4096),
+        (cli.which_checkpoint, "best", "best"),
+        (cli.which_checkpoint, "0050", "50"),
     ],
 )
 def test_flag_values(kind: Callable, text: str, value: object) -> None:
@@ -65,88 +47,129 @@ def test_flag_values(kind: Callable, text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"),
+    ("kind", "texts"),
     [
-        *((model_letter, text) for text in ("u", "ResNet", "", "U ")),
-        *((run_name, text) for text in ("", "a/b", "..", ".hidden", "-x", "a b", "é", "a\n")),
-        *((positive_int, text) for text in ("0", "-1", "1.5", "1e3", "", "many", "²")),
-        *((whole_number, text) for text in ("-1", "0.5", "", "²")),
-        *((positive_float, text) for text in ("0", "-1e-3", "nan", "inf", "fast", "")),
-        *((image_side, text) for text in ("31", "0", "-32", "256.0", "")),
-        *((which_checkpoint, text) for text in ("Last", "-1", "1.5", "", "../best")),
+        (cli.run_name, ("", "a/b", "..", ".hidden", "-x", "a b", "é", "a\n")),
+        (cli.positive_int, ("0", "-1", "1.5", "1e3", "", "many", "²")),
+        (cli.whole_number, ("-1", "0.5", "", "²", str(2**63))),
+        (cli.seconds, ("-1", "nan", "inf", "1 min", "")),
+        (cli.positive_float, ("0", "-1e-3", "nan", "inf", "fast", "")),
+        (cli.fraction, ("0", "1.01", "90%")),
+        (cli.image_size, ("31", "0", "-32", "256.0", "", "4097", "10000000")),
+        (cli.which_checkpoint, ("Last", "-1", "1.5", "", "../best")),
     ],
 )
-def test_refused_flag_values_are_shown(kind: Callable, text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
-        kind(text)
-    assert (repr(text) if text != "31" else text) in str(caught.value)
+def test_refused_flag_values_are_shown(kind: Callable, texts: tuple[str, ...]) -> None:
+    for text in texts:
+        with pytest.raises(argparse.ArgumentTypeError) as caught:
+            kind(text)
+        assert str(caught.value).startswith((repr(text), text or "''"))
 
 
-def test_help_shows_defaults_but_not_of_switches() -> None:
+def test_a_typed_path_is_taken_from_here_or_else_from_the_repos_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO / "src")
+    assert cli.existing_path("train.py") == Path("train.py")
+    assert cli.existing_path("tests/test_cli.py") == REPO / "tests" / "test_cli.py"
+    assert cli.existing_path("new/folder") == Path("new/folder")
+    assert cli.existing_path("~") == Path.home()
+    assert cli.existing_path("~no-such-user/x") == Path("~no-such-user/x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    assert cli.existing_path("tests") == Path("tests")
+
+
+def test_commands_are_quoted_and_plurals_right() -> None:
+    assert cli.shell("python", Path("my models"), 3) == "python 'my models' 3"
+    assert [cli.plural(count, "epoch") for count in (0, 1, 1200)] == ["0 epochs", "1 epoch", "1,200 epochs"]
+
+
+@pytest.fixture
+def parser() -> ArgumentParser:
     parser = ArgumentParser("Try.")
-    parser.add_argument("--batch_size", type=int, default=32, help="images")
+    parser.add_run_options({"U": "UNet", "UNet": "UNet"}, ("default", "lab2"), files=True)
     parser.add_argument("--quick", action="store_true", help="or slow")
-    parser.add_argument("--limit", type=int, help="all if not given")
-    said = " ".join(parser.format_help().split())
-    assert "images (default: 32)" in said
-    assert said.endswith("--quick or slow --limit LIMIT all if not given")
+    return parser
 
 
-def test_run_is_named_by_its_model_and_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = ArgumentParser("Try.")
-    parser.add_run_options()
-    assert parser.parse_run_args(["--model", "UNet"]).name == "U"
-    assert parser.parse_run_args(["--model", "U", "--name", "tall"]).name == "tall"
-    assert parser.parse_run_args(["--name", "tall"]).model is None
-    for flags, said in (
-        ([], "--model U or --model R"),
-        (["--mod", "U"], "--mod"),
-        (["--model", "V"], "'V' is none of U, UNet, R, ResNet34_UNet"),
-        (["--model", "U", "--device", "tpu"], "tpu"),
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--modle", "U"], "there is no --modle; did you mean --model?"),
+        (["--mod", "U"], "there is no --mod;"),  # no abbreviations
+        (["--save-path", "x", "--model", "U"], "there is no --save-path; did you mean --save_path?"),
+        (["--zzz"], "there is no --zzz (--help shows all flags)"),
+        (["--model", "V"], "no network is called 'V', and no file of that name ends in .pth or .pt; there are U, UNet"),
+        (["--model", "U", "--recipe", "lab4"], "lab4"),
+        (["--limit"], "--limit"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(
+    parser: ArgumentParser, flags: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_run_args(flags)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.endswith(" (--help shows all flags)\n")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_flags_that_name_a_run(parser: ArgumentParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO / "src")
+    for flags, named in (
+        (["--model", "UNet"], ("UNet", None, "U")),
+        (["--name", "tall"], (None, None, "tall")),
+        (["--model", "x/best.pt"], (None, Path("x/best.pt"), "best")),
+        (["--model", "tests/x.pth", "--name", "mine"], (None, Path("tests/x.pth"), "mine")),
     ):
-        with pytest.raises(SystemExit) as ended:
-            parser.parse_run_args(flags)
-        assert ended.value.code == 2
-        assert said in capsys.readouterr().err
+        args = parser.parse_run_args(flags)
+        assert (args.model, args.file, args.name) == named
 
 
 # ---------------------------------------------------------------------------------------------- device and precision
 
 
-@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
-def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")])
+def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, chosen: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_device("auto").type == chosen
     assert choose_device("cpu").type == "cpu"
+    for wanted in (
+        "cuda:2",
+        "cuda:x",
+        "tpu",
+        "cpu:1",
+        *(("cuda",) if not cuda else ()),
+        *(("mps",) if not mps else ()),
+    ):
+        with pytest.raises(UserError, match=rf"^--device {wanted}: "):
+            choose_device(wanted)
 
 
-@pytest.mark.parametrize("wanted", ["cuda", "mps"])
-def test_device_that_is_not_there_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match=rf"--device {wanted}: .*--device auto"):
-        choose_device(wanted)
+def test_threads_are_set_and_told() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert describe(choose_device("cpu", threads=1), torch.float32).startswith("cpu, 1 thread")
+        assert describe(choose_device("cpu", threads=3), torch.bfloat16).startswith("cpu, 3 threads")
+        assert describe(choose_device("cpu"), torch.bfloat16).endswith(", bfloat16")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_precision() -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision("bf16", cpu) == torch.bfloat16
-    assert choose_precision("fp32", cpu) == torch.float32
+    assert choose_precision("bf16", CPU) == torch.bfloat16
+    assert choose_precision("fp32", CPU) == torch.float32
     assert choose_precision("auto", torch.device("mps")) == torch.float32
-    assert choose_precision("auto", cpu) in (torch.bfloat16, torch.float32)
-    assert "cpu" in describe(cpu, torch.bfloat16)
-    assert "bfloat16" in describe(cpu, torch.bfloat16)
+    assert choose_precision("auto", CPU) in (torch.bfloat16, torch.float32)
 
 
-# ---------------------------------------------------------------------------------------------- a mistake in one line
-
-
-def failing(error: BaseException) -> Callable[[], None]:
-    def main() -> None:
-        raise error
-
-    return main
+# ---------------------------------------------------------------------------------------------- a script's process
 
 
 @pytest.mark.parametrize(
@@ -155,92 +178,72 @@ def failing(error: BaseException) -> Callable[[], None]:
         (UserError("no data set at x"), "error: no data set at x"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/there"), "error: /there: Permission denied"),
+        (MemoryError(), "error: out of memory; try a smaller --batch_size"),
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), "error: out of memory; try a smaller --batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
+        *((kind("a bug"), None) for kind in (RuntimeError, ValueError, OSError)),
     ],
 )
-def test_script_ends_with_one_line_and_code_1(error: Exception, said: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_script(failing(error))
-    assert isinstance(ended.value.code, str)  # which Python prints to stderr, with exit code 1
-    assert ended.value.code.startswith(said)
-    assert "\n" not in ended.value.code
-
-
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), OSError("a bug")])
-def test_bug_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error), match="a bug"):
-        run_script(failing(error))
-
-
-def test_ctrl_c_before_there_is_something_to_save(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_script(failing(KeyboardInterrupt()))
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_sigterm_tidies_up() -> None:
-    tidied = []
-
+def test_a_users_mistake_is_one_line_and_a_bug_keeps_its_traceback(error: Exception, said: str | None) -> None:
     def main() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            tidied.append(True)
+        raise error
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit if said else type(error)) as ended:
         run_script(main)
-    assert ended.value.code == 143
-    assert tidied
+    if said:
+        assert isinstance(ended.value.code, str)  # which Python prints to stderr, with exit code 1
+        assert ended.value.code.startswith(said)
+        assert "\n" not in ended.value.code
 
 
-def run_python(code: str, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, text=True, **options)
-
-
-def test_user_error_as_a_process_sees_it() -> None:
-    done = run_python("from cli import *\ndef main(): raise UserError('no data')\nrun_script(main)")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: no data\n")
-
-
-def test_reader_that_leaves_is_no_traceback() -> None:
+def test_a_reader_that_leaves_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code = "from cli import *\nrun_script(lambda: print('x' * 100_000))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = run_python("from cli import *\nrun_script(lambda: print('x' * 100_000))", stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
 
-# ---------------------------------------------------------------------------------------------- signals
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
+def test_a_signal_before_there_is_something_to_save_is_one_line(number: int, said: str) -> None:
+    code = (
+        "import os, cli\ncli.start()\ndef main():\n    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n    finally:\n        print('tidied')\ncli.run_script(main)"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "tidied\n", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_is_only_noted_and_handlers_come_back(
-    number: signal.Signals, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
+def test_the_first_signal_is_only_noted_and_handlers_come_back(number: int, capsys: pytest.CaptureFixture) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="within"), StopSignal() as stop:
         assert stop.number == 0
         os.kill(os.getpid(), number)
         assert stop.number == number
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert number.name in capsys.readouterr().err
-
-
-def test_handlers_come_back_after_an_error_too() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="within"), StopSignal():
         raise ValueError("within")
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.Signals(number).name in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_kills(second: signal.Signals) -> None:
+def test_the_second_signal_kills(second: int) -> None:
     done = run_python(
         "import os, signal\nfrom cli import StopSignal\nwith StopSignal():\n"
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print('still here', flush=True)\n"
         f"    os.kill(os.getpid(), {int(second)})\n    print('not here', flush=True)"
     )
     assert (done.returncode, done.stdout) == (-second, "still here\n")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's allocator")
+def test_freed_memory_is_kept() -> None:
+    """What is allocated again brings no new pages; without ``start`` all its 16,384 are new."""
+    code = (
+        "import resource, cli\n{}\nfor _ in range(5):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n    bytearray(b'x') * 2**26\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    kept, given_back = (int(run_python(code.format(line)).stdout) for line in ("cli.start()", ""))
+    assert kept < 10
+    assert given_back > 10 * (kept + 1)  # at least, also where pages are huge: 2 MiB each

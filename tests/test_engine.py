@@ -109,6 +109,17 @@ def test_early_epochs_of_fast_see_small_images(
     assert sizes == [32] * 2 + [64] * 2 + [128] * 4
 
 
+@pytest.mark.parametrize(("recipe", "optimizer"), [("lab2", torch.optim.Adam), ("lab3", torch.optim.SGD)])
+def test_the_reports_train_without_decay_and_ema(
+    tiny_network: None, drawn_pets: Path, recipe: str, optimizer: type
+) -> None:
+    state = state_of(replace(RECIPES[recipe]("UNet"), image_size=32), drawn_pets)
+    assert type(state.optimizer) is optimizer
+    assert state.optimizer.param_groups[0].get("momentum", 0.9) == 0.9
+    assert all(group["weight_decay"] == 0 for group in state.optimizer.param_groups)
+    assert state.ema_model is state.model
+
+
 @pytest.mark.parametrize(("epoch", "fraction"), [(4, 1), (100, 8 / 30), (2000, 8 / 400)])
 def test_ema_weights_move_towards_the_trained_ones(state: TrainingState, epoch: int, fraction: float) -> None:
     """By the steps since the last time, 8, over the horizon: a tenth of all steps, 400 at most."""

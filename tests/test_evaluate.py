@@ -1,18 +1,25 @@
+"""evaluate.py: each metric against an independent count, and scores that do not depend on the batch size."""
+
+import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Train
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from augment import Normalise
-from evaluate import Predictor, dice_and_iou, dice_score, evaluate, fold_batchnorm
-from losses import BOUNDARIES, bce_dice_loss, truth_and_weight
-from models import NETWORKS, build_network
+import evaluate
+from checkpoint import load_checkpoint, save_checkpoint
+from cli import UserError
+from evaluate import boundary_f_score, dice_and_iou, dice_score, overlap, perimeter, score_at_own_size
+from losses import bce_dice_loss
+from models import build_network
 from oxford_pet import Split, images_and_trimaps
-
-CPU = torch.device("cpu")
+from predictor import Predictor, resize_logits
+from recipes import Config
+from trimap import BOUNDARIES, target_and_weight
 
 
 def as_mask(rows: str) -> Tensor:
@@ -20,20 +27,13 @@ def as_mask(rows: str) -> Tensor:
     return torch.tensor([[character == "#" for character in row] for row in rows.split()])[None, None]
 
 
-def score(pred: str, truth: str, weight: str | None = None) -> tuple[float, float]:
-    truth_mask = as_mask(truth)
-    weight_mask = as_mask(weight) if weight else torch.ones_like(truth_mask)
-    dice, iou = dice_and_iou(as_mask(pred), truth_mask, weight_mask)
-    return dice.item(), iou.item()
-
-
-def predictor_of(model: nn.Module, flip_average: bool = False) -> Predictor:
-    return Predictor(model, Normalise((0, 0, 0), (1, 1, 1)), CPU, torch.float32, flip_average)
+def predictor_of(model: nn.Module) -> Predictor:
+    return Predictor.from_model(model, Config("UNet", precision="fp32"), "cpu")
 
 
 @pytest.fixture
 def split() -> Split:
-    """7 pictures of noise; the third has no pet, the fourth only boundary."""
+    """7 images of noise; the third has no pet, the fourth only boundary."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (7, 12, 12, 4), generator=generator, dtype=torch.uint8)
     pixels[..., 3] = torch.randint(1, 4, (7, 12, 12), generator=generator, dtype=torch.uint8)
@@ -45,66 +45,127 @@ def split() -> Split:
 @pytest.fixture
 def predictor() -> Predictor:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1))
-    return Predictor(model, Normalise((127.0,) * 3, (70.0,) * 3), CPU, torch.float32)
+    return predictor_of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1)))
 
 
 # ---------------------------------------------------------------------------------------------- Dice and IoU
 
 
 @pytest.mark.parametrize(
-    ("pred", "truth", "dice", "iou"),
+    ("pred", "target", "weight", "dice", "iou"),
     [
-        ("##.. ....", "##.. ....", 1, 1),
-        ("##.. ....", "..## ....", 0, 0),
-        ("##.. ....", "#... #...", 2 * 1 / 4, 1 / 3),
-        ("###. ###.", "#... ....", 2 * 1 / 7, 1 / 6),
-        ("#... ....", "###. ###.", 2 * 1 / 7, 1 / 6),
-        (".... ....", ".... ....", 1, 1),
-        ("#... ....", ".... ....", 0, 0),
-        (".... ....", "#... ....", 0, 0),
+        ("##.. ....", "##.. ....", "#### ####", 1, 1),
+        ("##.. ....", "..## ....", "#### ####", 0, 0),
+        ("##.. ....", "#... #...", "#### ####", 2 * 1 / 4, 1 / 3),
+        ("###. ###.", "#... ....", "#### ####", 2 * 1 / 7, 1 / 6),
+        (".... ....", ".... ....", "#### ####", 1, 1),  # both empty
+        ("#... ....", ".... ....", "#### ####", 0, 0),
+        (".... ....", "#... ....", "#### ####", 0, 0),
+        ("##.. ....", "#... #...", "#### ....", 2 * 1 / 3, 1 / 2),  # the missed one does not count
+        ("#... ##..", "#... ....", "#### ....", 1, 1),  # nor do the wrong ones
+        (".... ##..", ".... #...", "#### ....", 1, 1),  # nothing is left on either side
+        ("#... ....", ".... ####", "#### ....", 0, 0),
     ],
 )
-def test_hand_counted_scores(pred: str, truth: str, dice: float, iou: float) -> None:
-    assert score(pred, truth) == pytest.approx((dice, iou))
+def test_scores_counted_by_hand(pred: str, target: str, weight: str, dice: float, iou: float) -> None:
+    scores = dice_and_iou(*overlap(as_mask(pred), as_mask(target), as_mask(weight)))
+    assert [score.item() for score in scores] == pytest.approx([dice, iou])
 
 
-@pytest.mark.parametrize(
-    ("pred", "truth", "dice", "iou"),
-    [
-        ("##.. ....", "#... #...", 2 * 1 / 3, 1 / 2),  # the missed one does not count
-        ("#... ##..", "#... ....", 1, 1),  # nor do the wrong ones
-        (".... ##..", ".... #...", 1, 1),  # nothing is left on either side
-        ("#... ....", ".... ####", 0, 0),
-    ],
-)
-def test_pixels_without_weight_count_nowhere(pred: str, truth: str, dice: float, iou: float) -> None:
-    assert score(pred, truth, "#### ....") == pytest.approx((dice, iou))
-
-
-def test_scores_are_those_of_an_independent_library() -> None:
+def test_scores_of_a_batch_are_those_of_the_sets_of_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
-    shares = torch.rand(2, 20, 1, 1, 1, generator=generator)
-    pred, truth = torch.rand(2, 20, 1, 30, 20, generator=generator) < shares
-    weight = torch.rand(20, 1, 30, 20, generator=generator) < 0.8
-    dice, iou = dice_and_iou(pred, truth, weight)
+    pred, target, weight = torch.rand(3, 20, 1, 30, 20, generator=generator) < torch.tensor([0.5, 0.3, 0.8]).view(
+        3, 1, 1, 1, 1
+    )
+    dice, iou = dice_and_iou(*overlap(pred, target, weight))
     assert (dice.dtype, dice.shape, iou.shape) == (torch.float64, (20,), (20,))
     for index in range(20):
-        counted = pred[index][weight[index]].int(), truth[index][weight[index]].int()
-        assert dice[index].item() == pytest.approx(binary_f1_score(*counted).item(), abs=1e-6)
-        assert iou[index].item() == pytest.approx(binary_jaccard_index(*counted).item(), abs=1e-6)
+        p, t = ({*map(tuple, mask[index].nonzero().tolist())} for mask in (pred & weight, target & weight))
+        assert dice[index] == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
+        assert iou[index] == pytest.approx(len(p & t) / len(p | t))
 
 
 def test_dice_score_is_the_mean_over_a_batch_of_masks_or_probabilities() -> None:
-    truth = torch.cat((as_mask("##.. ...."), as_mask(".... ....")))
+    target = torch.cat((as_mask("##.. ...."), as_mask(".... ....")))
     probs = torch.tensor([[0.9, 0.5, 0.1, 0.2, 0, 0, 0, 0.51], [0.5, 0, 0, 0, 0, 0, 0, 0]]).view(2, 1, 2, 4)
-    expected = (2 * 1 / 4 + 1) / 2  # exactly 0.5 is not pet
-    assert dice_score(probs, truth.float()).item() == pytest.approx(expected)
-    assert dice_score((probs > 0.5).float(), truth).item() == pytest.approx(expected)
-    assert dice_score(probs > 0.5, truth.to(torch.uint8)).item() == pytest.approx(expected)
+    for pred, truth in ((probs, target.float()), ((probs > 0.5).float(), target), (probs > 0.5, target.byte())):
+        assert dice_score(pred, truth).item() == pytest.approx((2 * 1 / 4 + 1) / 2)  # exactly 0.5 is not pet
 
 
-# ---------------------------------------------------------------------------------------------- evaluate
+# ---------------------------------------------------------------------------------------------- outlines
+
+
+def blobs(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: a few random ellipses, some of them cut off by the border."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices(size)
+    centres, radii = rng.random((3, 2)) * size, rng.uniform(2, min(size) / 3, (3, 2))
+    return sum(
+        ((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 < 1 for (y, x), (a, b) in zip(centres, radii, strict=True)
+    ).astype(bool)
+
+
+def neighbours(mask: np.ndarray, row: int, column: int) -> list[bool]:
+    places = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
+    return [mask[y, x] for y, x in places if 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_perimeter_is_the_number_of_neighbouring_pixels_that_differ(seed: int) -> None:
+    mask = blobs(seed, (23, 31))
+    differing = sum(
+        bool(mask[place]) != bool(other)
+        for place in itertools.product(range(23), range(31))
+        for other in neighbours(mask, *place)
+    )
+    assert perimeter(mask) == differing / 2 > 0
+    assert perimeter(np.ones((4, 5), bool)) == perimeter(np.zeros((4, 5), bool)) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_f_score_by_brute_force(seed: int) -> None:
+    pred, target = blobs(seed, (150, 210)), blobs(seed, (150, 210))
+    pred[np.roll(blobs(seed + 10, (150, 210)), 9)] ^= True
+    outlines = [
+        np.array([place for place in np.argwhere(mask) if not all(neighbours(mask, *place))]) for mask in (pred, target)
+    ]
+    distances = np.hypot(*(outlines[0][:, None] - outlines[1][None]).transpose(2, 0, 1))
+    tolerance = 0.0075 * np.hypot(150, 210)
+    precision, recall = ((distances.min(axis) <= tolerance).mean() for axis in (1, 0))
+    assert boundary_f_score(pred, target) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert 0.1 < precision < 1
+    assert boundary_f_score(target, target) == 1
+
+
+def test_boundary_f_score_where_there_is_no_outline() -> None:
+    empty, full, blob = np.zeros((20, 20), bool), np.ones((20, 20), bool), blobs(0, (20, 20))
+    assert boundary_f_score(empty, empty) == boundary_f_score(empty, full) == 1  # the border is no outline
+    assert boundary_f_score(empty, blob) == boundary_f_score(blob, full) == 0
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_scores_at_the_images_own_size(boundary: str) -> None:
+    rng = np.random.default_rng(0)
+    logits, trimap = rng.normal(size=(8, 8)).astype(np.float32), rng.integers(1, 4, (20, 30), np.uint8)
+    pred = resize_logits(logits, 20, 30) > 0
+    target = (trimap != 2) if boundary == "pet" else trimap == 1
+    counted = trimap != 3 if boundary == "ignore" else np.full(trimap.shape, True)
+    both, areas = (pred & target & counted).sum(), (pred & counted).sum() + (target & counted).sum()
+    outlined = np.where(counted, pred, target)  # ignored pixels cannot be wrong
+    assert score_at_own_size(logits, trimap, boundary) == pytest.approx(
+        {
+            "dice_original": 2 * both / areas,
+            "iou_original": both / (areas - both),
+            "intersection": both,
+            "areas": areas,
+            "boundary_f": boundary_f_score(outlined, target),
+            "perimeter": perimeter(outlined),
+            "target_perimeter": perimeter(target),
+        }
+    )
+
+
+# ---------------------------------------------------------------------------------------------- a split
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -112,104 +173,112 @@ def test_dice_score_is_the_mean_over_a_batch_of_masks_or_probabilities() -> None
 def test_scores_do_not_depend_on_the_batch_size(
     predictor: Predictor, split: Split, batch_size: int, boundary: str
 ) -> None:
-    scores = evaluate(predictor, split, boundary, batch_size, bce_dice_loss)
+    batches: list[tuple[int, Tensor]] = []
+    scores = evaluate.evaluate(
+        predictor, split, boundary, batch_size, bce_dice_loss, lambda *batch: batches.append(batch)
+    )
     images, trimaps = images_and_trimaps(split.pixels)
-    truth, weight = truth_and_weight(trimaps, boundary)
-    dice, iou = dice_and_iou(predictor(images) > 0, truth, weight)
-    np.testing.assert_array_equal(scores.dice, dice.numpy())
-    np.testing.assert_array_equal(scores.iou, iou.numpy())
-    assert scores.loss == pytest.approx(bce_dice_loss(predictor(images), truth, weight).item(), rel=1e-5)
-    assert (scores.names, scores.boundary) == (split.names, boundary)
-    assert 0 < scores.dice.mean() < 1
-    assert scores.dice.dtype == np.float64
+    target, weight = target_and_weight(trimaps, boundary)
+    logits = predictor.logits(images)
+    intersection, areas = overlap(logits > 0, target, weight)
+    for got, expected in zip((scores.dice, scores.iou), dice_and_iou(intersection, areas), strict=True):
+        np.testing.assert_array_equal(got, expected.numpy())
+    assert scores.loss == pytest.approx(bce_dice_loss(logits, target, weight).item(), rel=1e-5)
+    assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
+    pred = logits > 0
+    both, either = (mask.sum().item() for mask in (pred & target & weight, (pred | target) & weight))
+    assert scores.over_the_set() == pytest.approx([2 * both / (both + either), both / either])
+    assert [start for start, _ in batches] == list(range(0, 7, batch_size))
+    torch.testing.assert_close(torch.cat([part for _, part in batches]), logits)
 
 
 @pytest.mark.parametrize(("boundary", "empty"), [("pet", [2]), ("background", [2, 3]), ("ignore", [2, 3])])
-def test_empty_truths_are_told_by_the_convention(
-    predictor: Predictor, split: Split, boundary: str, empty: list[int]
-) -> None:
-    scores = evaluate(predictor, split, boundary, 4)
-    assert np.flatnonzero(scores.empty_truth).tolist() == empty
-    assert np.isnan(scores.loss)
+def test_the_boundary_convention_decides_the_score(split: Split, boundary: str, empty: list[int]) -> None:
+    class EverythingIsPet(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.ones_like(images[:, :1])
 
-
-class EverythingIsPet(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.ones_like(images[:, :1])
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_what_a_boundary_counts_as_decides_the_score(split: Split, boundary: str) -> None:
-    scores = evaluate(predictor_of(EverythingIsPet()), split, boundary, 4)
+    scores = evaluate.evaluate(predictor_of(EverythingIsPet()), split, boundary, 4)
+    assert np.flatnonzero(scores.empty_target).tolist() == empty
+    assert np.isnan(scores.loss)  # without a criterion
     for dice, iou, trimap in zip(scores.dice, scores.iou, split.pixels[..., 3].numpy(), strict=True):
         pet, background, border = ((trimap == value).sum() for value in (1, 2, 3))
         true = pet + border if boundary == "pet" else pet
-        all_counted = pet + background if boundary == "ignore" else trimap.size
-        assert dice == pytest.approx(2 * true / (true + all_counted))
-        assert iou == pytest.approx(true / all_counted)
+        counted = pet + background if boundary == "ignore" else trimap.size
+        assert (dice, iou) == pytest.approx((2 * true / (true + counted), true / counted))
 
 
-def test_network_is_in_evaluation_mode_and_unchanged(predictor: Predictor, split: Split) -> None:
-    predictor.model.train()
-    before = {name: value.clone() for name, value in predictor.model.state_dict().items()}
-    evaluate(predictor, split, "pet", 3)
-    assert not predictor.model.training
-    assert all(torch.equal(value, before[name]) for name, value in predictor.model.state_dict().items())
+# ---------------------------------------------------------------------------------------------- the script
 
 
-def test_visit_sees_every_sample_in_order(predictor: Predictor, split: Split) -> None:
-    seen = []
-    evaluate(predictor, split, "pet", 3, visit=lambda start, logits: seen.append((start, logits.clone())))
-    assert [start for start, _ in seen] == [0, 3, 6]
-    logits = torch.cat([part for _, part in seen])
-    torch.testing.assert_close(logits, predictor(images_and_trimaps(split.pixels)[0]))
-    assert (logits.shape, logits.dtype) == ((7, 1, 12, 12), torch.float32)
+def read_scores(folder: Path, split: str = "valid", suffix: str = "") -> dict:
+    return json.loads((folder / "R" / f"R_{split}_scores{suffix}.json").read_text())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_folding_the_batchnorm_changes_nothing(network: str) -> None:
-    torch.manual_seed(0)
-    model = build_network(network)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value in (module.weight, module.bias, module.running_mean):
-                nn.init.normal_(value, std=0.1)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    images = torch.rand(2, 3, 48, 80)
-    expected = model.eval()(images).detach()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    folded = fold_batchnorm(model)
-    left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert left == (["head.3"] if network == "lab3.ResNet34_UNet" else [])  # which stands behind a ReLU
-    torch.testing.assert_close(folded(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(folded(images[:1, :, :33, :70]), model(images[:1, :, :33, :70]), rtol=1e-3, atol=1e-3)
+def test_the_script_scores_the_best_checkpoint_as_training_did(
+    run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run_train("--epochs", 4, "--learning_rate", 0.05)
+    flags = ["--model", "R", "--save_path", str(tmp_path)]
+    evaluate.main(flags)
+    report, best = read_scores(tmp_path), load_checkpoint(tmp_path / "R" / "R_best.pth")
+    assert report["dice"] == pytest.approx(best["scores"]["valid_dice"], abs=1e-3)
+    assert (report["split"], report["epoch"], report["images"]) == ("valid", best["epoch"], 2)
+    evaluate.main([*flags, "--flip_average"])
+    assert read_scores(tmp_path, suffix="_flip")["dice"] != report["dice"]
+    capsys.readouterr()
+
+    evaluate.main([*flags, "--split", "test", "--batch_size", "7"])
+    report = read_scores(tmp_path, "test")
+    rows = report["per_image"]
+    assert (len(rows), report["boundary"], report["image_size"]) == (20, "pet", 32)
+    for key in ("dice", "iou", "dice_original", "iou_original", "boundary_f"):
+        assert report[key] == pytest.approx(np.mean([row[key] for row in rows]))
+    sums = {key: sum(row[key] for row in rows) for key in ("intersection", "areas", "perimeter", "target_perimeter")}
+    assert report["dice_set_original"] == pytest.approx(2 * sums["intersection"] / sums["areas"])
+    assert report["perimeter_ratio"] == pytest.approx(sums["perimeter"] / sums["target_perimeter"])
+    assert 0 < report["iou_set"] < report["dice_set"] < 1
+    out = capsys.readouterr().out
+    assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
+    assert f"over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}" in out
+
+    state = torch.load(tmp_path / "R" / "R_best.pth", weights_only=True)
+    for boundary in ("background", "ignore"):  # the checkpoint's convention is taken
+        state["config"]["boundary"] = boundary
+        save_checkpoint(tmp_path / "R" / "R_best.pth", state)
+        evaluate.main([*flags, "--split", "test", "--limit", "3"])
+        other = read_scores(tmp_path, "test")
+        assert (other["boundary"], other["images"]) == (boundary, 3)
+        assert other["dice"] != report["dice"]
 
 
-def test_a_network_that_cannot_be_traced_stays_as_it_is() -> None:
-    class Branching(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images[:, :1] if images.mean() > 0 else -images[:, :1]
+def test_what_the_script_refuses(run_train: Train, tmp_path: Path) -> None:
+    run_train("--epochs", 1, "--name", "mine")
+    path = tmp_path / "mine" / "mine_best.pth"
+    for flags, said in (
+        (["--load_model_epoch", "7"], r"no checkpoint .*mine_epoch_7\.pth; there are .*mine_best\.pth"),
+        (["--data_path", str(tmp_path)], "no data set at"),
+        (["--recipe", "lab2"], "was trained by the recipe default, not by --recipe lab2"),
+        (["--model", "U"], "holds the network ResNet34_UNet, not what --model UNet stands for"),
+        (["--model", "nothing.pth"], r"no checkpoint nothing\.pth"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.main(["--name", "mine", "--save_path", str(tmp_path), *flags])
+    with pytest.raises(SystemExit, match="2"):  # which network?
+        evaluate.main([])
+    path.write_bytes(b"no checkpoint at all")
+    with pytest.raises(UserError, match=r"mine_best\.pth is broken"):
+        evaluate.main(["--name", "mine", "--save_path", str(tmp_path)])
 
-    model = Branching()
-    assert fold_batchnorm(model) is model
 
-
-class Columns(nn.Module):
-    """A logit that grows to the right, whatever the picture: as asymmetric as can be."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.arange(images.shape[-1], dtype=torch.float32).expand_as(images[:, :1])
-
-
-def test_flip_average_is_the_mean_with_the_mirrored_picture(predictor: Predictor, split: Split) -> None:
-    images = images_and_trimaps(split.pixels)[0]
-    assert (predictor_of(Columns(), flip_average=True)(images) == 5.5).all()
-    symmetric = nn.Conv2d(3, 1, 1)
-    torch.testing.assert_close(predictor_of(symmetric, flip_average=True)(images), predictor_of(symmetric)(images))
-    averaged = Predictor(predictor.model, predictor.normalise, CPU, torch.float32, flip_average=True)
-    expected = (predictor(images) + predictor(images.flip(-1)).flip(-1)) / 2
-    torch.testing.assert_close(averaged(images), expected)
-    assert not torch.allclose(averaged(images), predictor(images))
-    torch.testing.assert_close(averaged(images.flip(-1)), averaged(images).flip(-1))
+def test_a_file_of_the_save_path_precedes_one_here(
+    drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "saved" / "x.pth", build_network("lab2.UNet").state_dict())
+    save_checkpoint(tmp_path / "x.pth", {"another": "file"})
+    flags = ["--data_path", str(drawn_pets), "--image_size", "32", "--save_path", "saved"]
+    for file in ("x.pth", "saved/x.pth"):
+        evaluate.main(["--model", file, *flags])
+        assert f"Loading model from {Path('saved/x.pth')} (weights alone)" in capsys.readouterr().out

@@ -171,22 +171,21 @@ def test_padding_repeats_the_border_on_both_sides(height: int, width: int) -> No
 
 
 def test_encoder_is_resnet34() -> None:
-    models = pytest.importorskip("torchvision.models", reason="torchvision's resnet34 is the reference")
+    pytest.importorskip("torchvision", reason="torchvision's resnet34 is the reference")
+    from torchvision.models import resnet34
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     torch.manual_seed(0)
-    ours, theirs = ResNet34Encoder().eval(), shake_norms(models.resnet34(weights=None)).eval()
+    ours, theirs = ResNet34Encoder().eval(), shake_norms(resnet34(weights=None)).eval()
     state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")}
     ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
-
+    stages = ["relu", "layer1", "layer2", "layer3", "layer4"]
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
-        features = [theirs.relu(theirs.bn1(theirs.conv1(images)))]
-        coarser = theirs.maxpool(features[0])
-        for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
-            coarser = layer(coarser)
-            features.append(coarser)
-        for stage, (found, expected) in enumerate(zip(ours(images), features, strict=True)):
-            assert expected.std() > 0.01
-            torch.testing.assert_close(found, expected, msg=lambda text, stage=stage: f"stage {stage}: {text}")
+        expected = create_feature_extractor(theirs, stages)(images)
+        for stage, found in zip(stages, ours(images), strict=True):
+            assert expected[stage].std() > 0.01
+            torch.testing.assert_close(found, expected[stage], msg=lambda text, stage=stage: f"{stage}: {text}")
 
 
 # ---------------------------------------------------------------------------------------------- the reports' networks

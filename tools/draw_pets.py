@@ -43,7 +43,7 @@ COLOURS = {  # RGB in hexadecimal; where there are several, one is drawn at rand
     "white": "f0ece4", "cream": "e6d4b6", "tan": "c49a6a", "orange": "da924e", "rust": "ac5c2c", "brown": "7c5436",
     "seal": "503a30", "black": "363335", "grey": "8c8e94", "smoke": "5c5e66", "green": "96b054", "amber": "d6a032",
     "blue": "70a4d6", "hazel": "462c1a", "pink": "d89692", "tongue": "de7076", "ink": "181416", "glint": "fafafa",
-    "whisker": "f0ece4", "collar": "c43030 2c5cb0 348c54 e2b43c 964696", "petal": "f0ecdc eccc46 ce78aa",
+    "whisker": "ffffff", "collar": "c43030 2c5cb0 348c54 e2b43c 964696", "petal": "f0ecdc eccc46 ce78aa",
     "toy": "ce3c38 4278be bed646 b88e62 5a96a0", "trimming": "e6d4b6 e2be5a 465a78 b45046",
     "leaf": "46783c 688c4c 385c42", "cloth": "c4a05a 56788c aa5a64 687880 96544c beb096 56624e",
     "plush": "b08054 c8b4a0 96a0be", "rug": "b0463e 466082 e2d6be", "border": "b0463e 466082 e2d6be",
@@ -129,41 +129,40 @@ OPTIONAL = ("collar", "blaze", "tongue")  # paints of the parts that half of the
 
 
 class Pose(NamedTuple):
-    frequency: float
     body: str
     head: tuple[float, float, float]  # x, y, scale
     tail: tuple[float, float, float] | None = None  # x, y, and how many radians it is lifted at most
     legs: tuple[tuple[float, str], ...] = ()  # x and outlines; y = 0 is the belly
 
 
-STANDING = Pose(0.24, """
+STANDING = Pose("""
     coat blob .8 .28, .62 0, 0 .05, -.5 .09, -.84 .31, -.66 .6, 0 .58, .55 .66, .76 .5; coat limb .52 .38 .3, .82 .9 .22
     trim oval .74 .26 .12 .24; collar limb .54 .9 .043, .76 .72, .98 .7; collar oval .78 .62 .05 .06""",
     head=(0.98, 1.04, 0.39), tail=(-0.75, 0.48, 0.9), legs=(
         (0.5, FRONT_LEG.replace("coat", "dark coat")), (-0.5, HIND_LEG.replace("coat", "dark coat")),
         (-0.58, HIND_LEG), (0.58, FRONT_LEG),
     ))  # fmt: skip
-SITTING = Pose(0.22, """
+SITTING = Pose("""
     both coat oval .42 .3 .26 .32; coat even 0 1.36, .26 1.26, .38 .9, .5 .4, .42 .1, 0 .06; trim oval 0 .94 .2 .34
     both trim oval .46 .07 .19 .08; both coat limb .2 .85 .15, .19 .4 .105, .18 .1 .1; both trim oval .18 .07 .14 .08
     both seal limb .13 .02 .009, .13 .08; both seal limb .22 .02 .009, .22 .08
     collar limb -.26 1.28 .043, 0 1.18, .26 1.28; collar oval .02 1.1 .05 .06""",
     head=(0, 1.56, 0.48), tail=(-0.4, 0.12, 0.5))  # fmt: skip
-SITTING_ASIDE = Pose(0.18, """
+SITTING_ASIDE = Pose("""
     dark coat limb .34 .8 .14, .52 .4 .09, .54 .08 .085; trim oval .6 .06 .13 .065
     coat blob -.5 .06, -.62 .36, -.4 .8, -.08 1.14, .14 1.4, .48 1.3, .54 .95, .42 .6, .2 .1; trim oval .44 .98 .12 .28
     coat limb .3 .85 .17, .36 .4 .1, .38 .08 .09; trim oval .44 .06 .14 .07
     coat oval -.24 .34 .34 .32; trim oval .02 .06 .2 .075
     collar limb .08 1.37 .043, .3 1.22, .52 1.27; collar oval .32 1.14 .05 .06""",
     head=(0.34, 1.6, 0.46), tail=(-0.5, 0.12, 0.3))  # fmt: skip
-LYING = Pose(0.2, """
+LYING = Pose("""
     dark coat limb .6 .3 .15, .95 .16 .1, 1.25 .12 .09; trim oval 1.3 .12 .13 .08
     coat blob -.95 .14, -.96 .45, -.55 .7, 0 .64, .45 .78, .82 .62, .8 .2, .5 .03, -.6 .02
     coat limb .5 .45 .3, .72 .82 .22; trim oval .74 .42 .15 .26; coat oval -.58 .33 .36 .3
     trim limb -.5 .08 .08, -.2 .07 .09; coat limb .5 .28 .17, .8 .1 .11, 1.08 .07 .09; trim oval 1.14 .07 .14 .08
     collar limb .44 .82 .043, .68 .68, .92 .74; collar oval .7 .6 .05 .06""",
     head=(0.76, 1.02, 0.43), tail=(-0.85, 0.14, 0.2))  # fmt: skip
-PORTRAIT = Pose(0.16, """
+PORTRAIT = Pose("""
     coat even 0 2.1, .6 1.85, .95 1.2, 1.15 .3, 0 0; trim oval 0 1.1 .42 .62
     collar limb -.66 1.54 .043, 0 1.44, .66 1.54; collar oval .02 1.36 .06 .07""", head=(0, 2.4, 1))  # fmt: skip
 POSES = (STANDING, SITTING, SITTING_ASIDE, LYING, PORTRAIT)
@@ -297,12 +296,12 @@ def outline_pet(breed: Breed, pose: Pose, rng: np.random.Generator) -> list[Shap
 
 
 def rgb(colours: str) -> np.ndarray:
-    """(K, 3) uint8 from hexadecimal."""
+    """Parse colours in hexadecimal: (K, 3) uint8."""
     return np.frombuffer(bytes.fromhex(colours), np.uint8).reshape(-1, 3)
 
 
 def clouds(rng: np.random.Generator, height: int, width: int, cells: int = 4) -> np.ndarray:
-    """(height, width) float32: smooth noise of deviation about 1, `cells` lumps across."""
+    """Draw smooth noise of deviation about 1, `cells` lumps across: (height, width) float32."""
     coarse, fine = (rng.standard_normal((n, n), dtype=np.float32) for n in (cells, 2 * cells))
     lumps = 1.2 * cv2.resize(coarse, fine.shape, interpolation=cv2.INTER_CUBIC) + 0.6 * fine
     return cv2.resize(lumps, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -313,13 +312,13 @@ STRANDS = cv2.blur(NOISE, (19, 1)) / cv2.blur(NOISE, (19, 1)).std()
 
 
 def brushed(rng: np.random.Generator, height: int, width: int, angle: float) -> np.ndarray:
-    """(height, width) float32 of deviation 1: hair along `angle` radians, to the left from the x axis."""
+    """Draw noise of deviation 1 brushed along `angle` radians, left from the x axis: (height, width) float32."""
     turn = cv2.getRotationMatrix2D(rng.uniform(0, 512, 2), math.degrees(angle), 1)
     return cv2.warpAffine(STRANDS, turn, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
 
 
 class Scene:
-    """An image in the making, at twice its size."""
+    """An image that is being drawn, at twice its size."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, pet_colours: np.ndarray):
         self.rng, self.height, self.width, self.pet_colours = rng, height, width, pet_colours
@@ -353,7 +352,7 @@ class Scene:
         self.canvas[top:bottom, :, :3] = np.clip(self.tint(colours) * gain[..., None], 0, 255)
 
     def put(self, table: str, y: float, size: float, tilt: float = 0.0) -> None:
-        """Draw a thing that stands on row y somewhere; a unit of its table is `size` times the shorter side."""
+        """Draw a thing with its foot on row y, at any x; a unit of its table is `size` times the shorter side."""
         unit, x = size * self.side, self.rng.uniform(-0.02, 1.02) * self.width
         shapes = moved(parse(table), scale=(self.rng.choice([-1, 1]), 1), turn=self.rng.uniform(-tilt, tilt))
         self.draw(moved(shapes, x, y, (unit, -unit)), unit, {})
@@ -417,14 +416,12 @@ class Scene:
         return image
 
 
-def coat(breed: Breed, colours: np.ndarray, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 RGB: the marking, colours[1], on the coat, colours[0].
-
-    x (W,) and y (H, 1) float32: the pixels' positions from the pet's upper left corner, 1 the height of the pet.
-    """
+def coat(scene: Scene, breed: Breed, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) float32 RGB, the marking on the coat; x (W,), y (H, 1): 0 at its top left, 1 a pet's height."""
     lumps, pattern = PATTERNS[breed.pattern]
-    noise = clouds(rng, y.size, x.size, max(2, round(lumps * max(np.ptp(x), np.ptp(y)))))
-    return colours[0] + np.clip(pattern(noise, x, y), 0, 1)[..., None] * (colours[1] - colours[0])
+    noise = clouds(scene.rng, y.size, x.size, max(2, round(lumps * max(np.ptp(x), np.ptp(y)))))
+    ground, marking = scene.pet_colours[:2]
+    return ground + np.clip(pattern(noise, x, y), 0, 1)[..., None] * (marking - ground)
 
 
 def to_trimap(mask: np.ndarray) -> np.ndarray:
@@ -448,11 +445,11 @@ def draw_pet(rng: np.random.Generator, breed: Breed, size=(180, 330)) -> tuple[n
     scene = Scene(rng, h, w, colours)
 
     # How much of the image the pet's box fills, then where it is: up to a fifth of its width may be cut off.
-    pose = POSES[rng.choice(len(POSES), p=[pose.frequency for pose in POSES])]
+    pose = POSES[rng.integers(len(POSES))]
     pet = outline_pet(breed, pose, rng)
     points = np.concatenate([shape.points for shape in pet if shape.paint != "whisker"])
     extent = np.ptp(points, axis=0)
-    area = h * w * rng.uniform(0.55 if pose is PORTRAIT else 0.44, 0.92)
+    area = h * w * rng.uniform(0.5 if pose is PORTRAIT else 0.4, 0.9)
     most = (1.2 * w, (1.5 if pose is PORTRAIT else 1.15) * h)
     unit = min(math.sqrt(area / extent.prod()), *(most / extent))
     box_w, box_h = unit * extent
@@ -478,7 +475,7 @@ def draw_pet(rng: np.random.Generator, breed: Breed, size=(180, 330)) -> tuple[n
     y = (np.arange(0, h, 2, dtype=np.float32)[:, None] - foot) / box_h + 1
     nose = "pink" if breed in CATS and breed.coats.split()[2] == "white" else "ink"
     paints = {name: (colours[index], breed.fluff) for name, index in (("trim", 2), ("blaze", 2), ("tips", 3))}
-    paints["coat"] = cv2.resize(coat(breed, colours, rng, x, y), (w, h)), breed.fluff
+    paints["coat"] = cv2.resize(coat(scene, breed, x, y), (w, h)), breed.fluff
     paints |= {"iris": (scene.tint(COLOURS[breed.eyes]), 0), "nose": (scene.tint(COLOURS[nose]), 0)}
     scene.draw(pet, unit, paints, pet=255)
     if rng.random() < 0.25:  # something in front of the pet

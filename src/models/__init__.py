@@ -1,10 +1,11 @@
-"""The networks by name. Each is built without arguments: RGB in, logits of one class out, at the input's size.
+"""The networks by name. Each is built without arguments and maps RGB images to the logits of one class, at their size.
 
-To add one: a class in a file of its own, and its line in ``NETWORKS``. In training mode, ``forward`` may return a list
+To add one: a class in a file of its own, and a line in ``NETWORKS``. In training mode, ``forward`` may return a list
 of logits at the input's size (deep supervision): the engine averages their losses.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from models.unet import UNet
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet": UNet,
     "ResNet34_UNet": ResNet34UNet,
+    "ResNet34_UNet_small": partial(ResNet34UNet, width=0.25),
     "lab2.UNet": lab2.UNet,
     "lab2.ResNet34_UNet": lab2.ResNet34UNet,
     "lab3.UNet": lab3.UNet,
@@ -24,12 +26,12 @@ ALIASES = {"U": "UNet", "R": "ResNet34_UNet"}
 
 
 def network_names() -> dict[str, str]:
-    """What may follow ``--model``, and the network that it means: the aliases, and each network's own name."""
+    """Map every name that ``--model`` takes, an alias or a network's own name, to its key of ``NETWORKS``."""
     return ALIASES | {name: name for name in NETWORKS}
 
 
 def build_network(network: str) -> nn.Module:
-    """A new network with fresh weights, drawn from PyTorch's global generator.
+    """Build a network with new weights, drawn from PyTorch's global generator.
 
     Args:
         network: a key of ``NETWORKS``.
@@ -43,5 +45,5 @@ def build_network(network: str) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trained parameters."""
+    """Count the trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class DoubleConv(nn.Sequential):
-    """Two times conv 3x3, BatchNorm, ReLU: (N, in_channels, H, W) to (N, out_channels, H, W).
+    """Conv 3x3, BatchNorm, ReLU, twice: (N, in_channels, H, W) to (N, out_channels, H, W).
 
     Args:
-        bias: of the convolutions, which need none, because the BatchNorm behind each has one.
+        bias: of the convolutions; not needed, because a BatchNorm with a bias follows each.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
@@ -24,14 +24,14 @@ class DoubleConv(nn.Sequential):
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Pad height and width up to a multiple, by repeating the border, evenly on both sides.
+    """Pad height and width to a multiple of a number, evenly on both sides, by repeating the border pixels.
 
     Args:
         images: (N, C, H, W).
         multiple: pixels; the encoder's largest stride.
 
     Returns:
-        The padded images, and the slices (rows, columns) that cut the original out again.
+        The padded images, and the slices (rows, columns) that crop them to the original size again.
     """
     height, width = images.shape[-2:]
     extra_height, extra_width = -height % multiple, -width % multiple
@@ -43,7 +43,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[slice,
 
 
 def init_convolutions(model: nn.Module) -> None:
-    """He et al., "Delving Deep into Rectifiers" (2015), eq. 14, for convolutions; BatchNorm starts as the identity."""
+    """Initialise convolutions as in He et al., "Delving Deep into Rectifiers" (2015), eq. 14, with biases of 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

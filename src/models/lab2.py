@@ -1,4 +1,4 @@
-"""The two networks of report lab2, as it specifies them. Its sigmoid belongs to the loss and the score."""
+"""The two networks of report lab2, as it specifies them, but for the sigmoid: they return logits."""
 
 from torch import Tensor, nn
 
@@ -6,9 +6,9 @@ from models.blocks import pad_to_multiple
 
 
 class UNet(nn.Module):
-    """An encoder and a decoder of one step each, without skips and without normalisation.
+    """A U-Net of one encoder and one decoder step, without skips and without normalisation.
 
-    92,161 parameters in 10 tensors, 3.41 GMACs at 256x256; in the order of the data's way.
+    92,161 parameters in 10 tensors, 3.41 GMACs at 256x256; layers are created in the order of the forward pass.
     """
 
     def __init__(self) -> None:
@@ -47,16 +47,16 @@ class ConvBlock(nn.Sequential):
 
 
 class Up(nn.Sequential):
-    """Double the size by a transposed convolution, then ReLU."""
+    """Transposed convolution that doubles the size, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2), nn.ReLU(inplace=True))
 
 
 class ResNet34UNet(nn.Module):
-    """The widths and strides of a ResNet-34, but one convolution a block and no shortcuts; a decoder without skips.
+    """An encoder with the widths and strides of ResNet-34, but one convolution per block, no shortcuts and no skips.
 
-    11,181,921 parameters in 67 tensors, 2.46 GMACs at 256x256; in the order of the data's way.
+    11,181,921 parameters in 67 tensors, 2.46 GMACs at 256x256; layers are created in the order of the forward pass.
     """
 
     blocks = (3, 4, 6, 3)

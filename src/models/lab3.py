@@ -1,6 +1,6 @@
-"""The two networks of report lab3, as it specifies them. Its sigmoid belongs to the loss and the score.
+"""The two networks of report lab3, as it specifies them, but for the sigmoid: they return logits.
 
-Both end in a BatchNorm of one channel, before the sigmoid: here the logits.
+Both end in a BatchNorm of one channel, whose output is the logits.
 """
 
 import torch
@@ -10,9 +10,9 @@ from models.blocks import DoubleConv, pad_to_multiple
 
 
 def init_weights(model: nn.Module) -> None:
-    """Kaiming normal, as PyTorch's default has it (fan in), on every convolution's weight.
+    """Initialise the weight of every convolution by Kaiming normal, fan in.
 
-    Transposed convolutions and biases keep PyTorch's default; so does BatchNorm, which is weight 1 and bias 0.
+    Transposed convolutions, biases and BatchNorm (weight 1, bias 0) keep PyTorch's default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -20,7 +20,7 @@ def init_weights(model: nn.Module) -> None:
 
 
 class Up(nn.Module):
-    """A step of the classic decoder: double the size, halve the channels, concatenate the skip in front, convolve."""
+    """A decoder step of the U-Net: double the size, halve the channels, concatenate the skip first, convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,9 +33,10 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """The classic U: 31,043,523 parameters in 84 tensors, 48.17 GMACs at 256x256.
+    """The classic U-Net, with a BatchNorm behind the head.
 
-    Encoders, bottleneck, decoders from coarse to fine, head.
+    31,043,523 parameters in 84 tensors, 48.17 GMACs at 256x256. Layers are created in this order: encoder, bottleneck,
+    decoder from coarse to fine, head.
     """
 
     widths = (64, 128, 256, 512, 1024)  # of the four encoders and the bottleneck, at strides 1 to 16
@@ -65,9 +66,9 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, with one and the same BatchNorm behind both, beside a shortcut.
+    """Residual block: two 3x3 convolutions, which share one BatchNorm, and a shortcut.
 
-    So its statistics mix those of both convolutions, and move twice a step.
+    The statistics of the shared BatchNorm mix both convolutions' outputs, and are updated twice per step.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -88,7 +89,7 @@ class ResidualBlock(nn.Module):
 
 
 class UpAfterSkip(nn.Module):
-    """A step of this decoder: concatenate the stage in front, double the size, halve the channels, convolve."""
+    """A decoder step: concatenate the skip first, double the size, halve the channels, convolve."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -101,9 +102,10 @@ class UpAfterSkip(nn.Module):
 
 
 class ResNet34UNet(nn.Module):
-    """A residual encoder, and a decoder of 32 channels that takes in each stage at the stage's own size.
+    """A residual encoder, and a decoder of 32 channels that concatenates each skip before upsampling.
 
-    24,722,081 parameters in 180 tensors: stem, stages, bottleneck, decoders from coarse to fine, head.
+    24,722,081 parameters in 180 tensors. Layers are created in this order: stem, stages, bottleneck, decoder from
+    coarse to fine, head.
     """
 
     blocks = (3, 4, 6, 3)

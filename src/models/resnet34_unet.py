@@ -1,13 +1,14 @@
-"""ResNet34_UNet: the encoder of He et al., "Deep Residual Learning for Image Recognition" (2016), a U-Net's decoder."""
+"""ResNet34_UNet: ResNet-34 (He et al., "Deep Residual Learning for Image Recognition", 2016) with a U-Net's decoder."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import DoubleConv, init_convolutions, pad_to_multiple
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (figure 5, left); a new stage's shortcut is a 1x1 (option B)."""
+    """Residual block: two 3x3 convolutions and a shortcut (figure 5, left), 1x1 where the shape changes (option B)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -28,13 +29,17 @@ class BasicBlock(nn.Module):
 
 
 class ResNet34Encoder(nn.Module):
-    """ResNet-34 without its classifier; the state dict stands in the order of ``torchvision.models.resnet34``."""
+    """ResNet-34 without its classifier; the state dict has the order of ``torchvision.models.resnet34``.
+
+    Args:
+        width: factor of the channels.
+    """
 
     blocks = (3, 4, 6, 3)
-    widths = (64, 64, 128, 256, 512)  # of the stem and the four stages, at strides 2, 4, 8, 16, 32
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
+        self.widths = [round(channels * width) for channels in (64, 64, 128, 256, 512)]  # at strides 2, 4, 8, 16, 32
         self.stem = nn.Sequential(
             nn.Conv2d(3, self.widths[0], 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(self.widths[0]),
@@ -47,7 +52,7 @@ class ResNet34Encoder(nn.Module):
             self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1))))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The features of the stem and of each stage, from fine to coarse."""
+        """(N, 3, H, W) to the features of the stem and of the four stages, from fine to coarse."""
         features = [self.stem(images)]  # (N, 64, H/2, W/2)
         features.append(self.stages[0](self.pool(features[0])))  # (N, 64, H/4, W/4)
         for stage in self.stages[1:]:
@@ -56,7 +61,7 @@ class ResNet34Encoder(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the size by repeating pixels, concatenate the skip behind, convolve."""
+    """A decoder step: double the size by repeating pixels, concatenate the skip last, convolve."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -68,38 +73,51 @@ class Up(nn.Module):
 
 
 class ResNet34UNet(nn.Module):
-    """RGB images to the logits of one class, at the same size.
+    """A residual encoder and a U-Net decoder: RGB images to the logits of one class, at the same size.
 
     24,430,404 parameters; 7.37 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). The decoder
     follows the stem's skip to half resolution; from there the head predicts the four pixels of each position at once.
+    These four are learned apart and disagree a little, which would comb the outline: in evaluation mode, the logits are
+    smoothed. (Smoothed in training too, the outline is longer, since the network learns to undo it: CHANGELOG.md.)
+
+    Args:
+        width: factor of the channels: 64 to 512 in the encoder, 256 to 32 in the decoder.
     """
 
-    decoder_widths = (256, 128, 64, 32)  # at strides 16, 8, 4, 2
-
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.encoder = ResNet34Encoder()
+        self.encoder = ResNet34Encoder(width)
         bottleneck, *skips = reversed(self.encoder.widths)
+        decoder_widths = [bottleneck // divisor for divisor in (2, 4, 8, 16)]  # at strides 16, 8, 4, 2
         self.decoder = nn.ModuleList(
             Up(in_channels, skip_channels, out_channels)
             for in_channels, skip_channels, out_channels in zip(
-                (bottleneck, *self.decoder_widths), skips, self.decoder_widths, strict=False
+                (bottleneck, *decoder_widths), skips, decoder_widths, strict=False
             )
         )
-        self.head = nn.Sequential(nn.Conv2d(self.decoder_widths[-1], 4, 3, padding=1), nn.PixelShuffle(2))
+        self.head = nn.Sequential(nn.Conv2d(decoder_widths[-1], 4, 3, padding=1), nn.PixelShuffle(2))
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits for normalised images.
+        """Predict the logits of normalised images.
 
         Args:
-            images: (N, 3, H, W) float, H and W from 32 pixels up, not necessarily multiples of anything.
+            images: (N, 3, H, W) float; any H and W from 32 pixels up.
 
         Returns:
-            (N, 1, H, W) logits; the sigmoid belongs to the loss and the score.
+            (N, 1, H, W) logits, before the sigmoid.
         """
         images, crop = pad_to_multiple(images, 32)
         *skips, features = self.encoder(images)  # (N, 512, H/32, W/32)
         for up, skip in zip(self.decoder, reversed(skips), strict=True):
             features = up(features, skip)
-        return self.head(features)[..., crop[0], crop[1]]  # (N, 32, H/2, W/2) -> (N, 1, H, W)
+        logits = self.head(features)  # (N, 32, H/2, W/2) -> (N, 1, H, W)
+        if not self.training:
+            logits = smooth(logits)
+        return logits[..., crop[0], crop[1]]
+
+
+def smooth(logits: Tensor) -> Tensor:
+    """Average each pixel with its neighbours, by weights 1, 2, 1 in both directions; the shape stays."""
+    logits = F.pad(logits, (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(logits, 2, stride=1), 2, stride=1)

@@ -1,7 +1,7 @@
-"""UNet: the U of Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation" (2015).
+"""UNet: the network of Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation" (2015).
 
-Two things differ from the paper, as in nearly every later implementation: convolutions are padded, so that the
-output is as large as the input, and BatchNorm follows each of them.
+It differs from the paper in two things, as nearly every later implementation does: convolutions are padded, so that the
+output is as large as the input, and each 3x3 convolution is followed by BatchNorm.
 """
 
 import torch
@@ -11,7 +11,7 @@ from models.blocks import DoubleConv, init_convolutions, pad_to_multiple
 
 
 class Up(nn.Module):
-    """A decoder step of figure 1: double the size, halve the channels, concatenate the skip in front, convolve."""
+    """A decoder step of figure 1: double the size, halve the channels, concatenate the skip first, convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class UNet(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits for normalised images.
+        """Predict the logits of normalised images.
 
         Args:
-            images: (N, 3, H, W) float, H and W from 32 pixels up, not necessarily multiples of anything.
+            images: (N, 3, H, W) float; any H and W from 32 pixels up.
 
         Returns:
-            (N, 1, H, W) logits; the sigmoid belongs to the loss and the score.
+            (N, 1, H, W) logits, before the sigmoid.
         """
         features, crop = pad_to_multiple(images, 2 ** len(self.decoder))
         skips = []

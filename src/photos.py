@@ -1,0 +1,226 @@
+"""Photos of any kind in, masks and cut-outs out, at the photo's own size and as a viewer shows it."""
+
+import glob
+import io
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from atomic import atomic_write
+from cli import UserError, plural
+from images import PHOTO_SUFFIXES, decode_photo, in_threads, read_bytes
+from predictor import Predictor
+from report import overlay
+
+PRODUCTS = ("mask", "overlay", "cutout", "probability")
+BATCH = 8  # photos predicted together
+MIXED = 2  # pixels on both sides of the outline whose colours may mix pet and background
+
+
+@dataclass(frozen=True)
+class PhotoOptions:
+    """What to write of each photo, and where."""
+
+    output: Path
+    write: tuple[str, ...] = ("mask", "cutout")  # of PRODUCTS
+    threshold: float = 0.5  # probability from which on a pixel is pet
+    largest_only: bool = False  # keep the largest connected part of the mask only
+    overwrite: bool = False
+    recursive: bool = False  # also the folders below a folder
+
+
+class Photo(NamedTuple):
+    """A photo to predict: its file, and what its results' names begin with."""
+
+    file: Path
+    target: Path
+
+
+# ---------------------------------------------------------------------------------------------- which photos
+
+
+def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
+    """The photos that the inputs name: files, folders (by the endings of photos), and patterns such as ``*.png``.
+
+    A folder's structure is mirrored in the output. Where two photos share a folder and a stem, the ending stays in the
+    results' names: ``a.jpg_mask.png``.
+
+    Raises:
+        UserError: an input names nothing.
+    """
+    found: dict[Path, Path] = {}  # the path in the output, without its ending, by file
+    for text in inputs:
+        paths = (
+            [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        )
+        if not paths:
+            raise UserError(f"--input {text}: no such file or folder, and no file matches it")
+        for path in paths:
+            if path.is_dir():
+                files = sorted(path.rglob("*") if options.recursive else path.iterdir())
+                photos = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file()]
+                if not photos and len(paths) == 1:
+                    deeper = "" if options.recursive else " (--recursive takes the folders below it too)"
+                    raise UserError(f"--input {text}: no photo in this folder{deeper}")
+                found |= {file: file.relative_to(path) for file in photos if not file.name.startswith(".")}
+            else:
+                found[path] = Path(path.name)
+    stems = Counter(name.with_suffix("") for name in found.values())
+    photos = [
+        Photo(file, name if stems[name.with_suffix("")] > 1 else name.with_suffix("")) for file, name in found.items()
+    ]
+    twins = [target for target, count in Counter(photo.target for photo in photos).items() if count > 1]
+    if twins:
+        raise UserError(
+            f"two inputs would be written to the same {options.output / twins[0]}: give each its own --output"
+        )
+    return photos
+
+
+def result_path(photo: Photo, product: str, options: PhotoOptions) -> Path:
+    target = options.output / photo.target
+    return target.with_name(f"{target.name}_{product}.png")
+
+
+# ---------------------------------------------------------------------------------------------- one photo
+
+
+def clean_mask(probs: np.ndarray, options: PhotoOptions) -> np.ndarray:
+    """Threshold probabilities, (H, W) float32, to a mask, (H, W) bool."""
+    mask = probs > options.threshold
+    if options.largest_only and mask.any():
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+        mask = labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    return mask
+
+
+def cut_out(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Cut the pet out: a soft edge of a pixel or two, without a halo of the background's colours.
+
+    Pixels near the outline hold a mixture of pet and background. There, the colour is that of the pet's inside nearby.
+
+    Args:
+        rgba: (H, W, 4) uint8; its own transparency is kept.
+        mask: (H, W) bool.
+
+    Returns:
+        (H, W, 4) uint8.
+    """
+    alpha = cv2.GaussianBlur(mask.astype(np.uint8) * 255, (5, 5), 0.8)
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((2 * MIXED + 1, 2 * MIXED + 1), np.uint8)).astype(np.float32)
+    window = (4 * MIXED + 1, 4 * MIXED + 1)
+    weight = cv2.boxFilter(inside, -1, window)
+    edge = (alpha > 0) & (inside == 0) & (weight > 1e-6)  # parts too thin to have an inside keep their colours
+    result = np.dstack((rgba[..., :3], cv2.multiply(alpha, rgba[..., 3], scale=1 / 255)))
+    for channel in range(3):
+        nearby = cv2.boxFilter(rgba[..., channel] * inside, -1, window)
+        result[edge, channel] = (nearby[edge] / weight[edge] + 0.5).astype(np.uint8)
+    result[alpha == 0] = 0  # nothing of the background stays in the file
+    return result
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: PhotoOptions) -> int:
+    """Write what is asked of a photo and not there yet; returns how many files."""
+    mask = clean_mask(probs, options)
+    makers = {
+        "mask": lambda: mask.astype(np.uint8) * 255,
+        "overlay": lambda: overlay(rgba[..., :3], mask),
+        "cutout": lambda: cut_out(rgba, mask),
+        "probability": lambda: np.round(probs * 255).astype(np.uint8),
+    }
+    written = 0
+    for product in options.write:
+        path = result_path(photo, product, options)
+        if options.overwrite or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(encode_png(makers[product]()))
+            written += 1
+    return written
+
+
+# ---------------------------------------------------------------------------------------------- all photos
+
+
+def read_photos(photos: Iterable[Photo]) -> Iterator[tuple[Photo, np.ndarray | UserError]]:
+    """Decode photos in threads, in order; the error, for one that cannot be read."""
+
+    def read(photo: Photo) -> tuple[Photo, np.ndarray | UserError]:
+        try:
+            return photo, decode_photo(read_bytes(photo.file), photo.file)
+        except UserError as error:
+            return photo, error
+
+    return in_threads(read, photos, ahead=BATCH)
+
+
+def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOptions) -> int:
+    """Predict photos and write their results; a photo that cannot be read is named, and all others are done.
+
+    Returns:
+        How many could not be read.
+    """
+    todo = [
+        p for p in photos if options.overwrite or not all(result_path(p, w, options).exists() for w in options.write)
+    ]
+    if len(todo) < len(photos):
+        print(f"{plural(len(photos) - len(todo), 'photo')} done already; --overwrite does them again")
+    started, written, errors = time.monotonic(), 0, 0
+    bar = tqdm(read_photos(todo), "photos", len(todo), unit=" photos", leave=False, disable=None)
+    batch: list[tuple[Photo, np.ndarray]] = []
+
+    def finish() -> int:
+        probs = predictor.predict([rgba[..., :3] for _, rgba in batch], BATCH)
+        jobs = ((photo, rgba, prob, options) for (photo, rgba), prob in zip(batch, probs, strict=True))
+        count = sum(in_threads(lambda job: write_results(*job), jobs, ahead=BATCH))
+        batch.clear()
+        return count
+
+    for photo, rgba in bar:
+        if isinstance(rgba, UserError):
+            bar.write(f"error: {rgba}", file=sys.stderr)
+            errors += 1
+            continue
+        batch.append((photo, rgba))
+        if len(batch) == BATCH or sum(one.nbytes for _, one in batch) > 2**28:
+            written += finish()
+    if batch:
+        written += finish()
+    seconds = time.monotonic() - started
+    done = len(todo) - errors
+    print(
+        f"wrote {plural(written, 'file')} of {plural(done, 'photo')} to {options.output} in {seconds:.1f} s"
+        + (f" ({done / seconds:.1f} photos/s)" if done else "")
+        + (f"; {plural(errors, 'photo')} could not be read" if errors else "")
+    )
+    return errors
+
+
+def cut_out_stream(predictor: Predictor, options: PhotoOptions) -> None:
+    """Read one photo from standard input, and write its cut-out as PNG to standard output."""
+    rgba = decode_photo(sys.stdin.buffer.read(), "standard input")
+    mask = clean_mask(predictor(rgba[..., :3]), options)
+    sys.stdout.buffer.write(encode_png(cut_out(rgba, mask)))
+    sys.stdout.buffer.flush()
+
+
+def set_pixel_limit(megapixels: float) -> None:
+    """Have Pillow refuse a photo of more pixels: a small file can decode to more than the memory holds."""
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
+    warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,0 +1,274 @@
+"""The benchmark scripts on tiny data: the queue and its rows, the study's page, the speed figures, the peers."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import terminate
+
+import evaluate
+import mean_mask
+import networks
+import peers
+import readme_picture
+import roofline
+import speed
+import study
+import train
+from cli import REPO, StopSignal, UserError
+from models import NETWORKS
+from oxford_pet import load_split
+from predictor import Predictor
+from recipes import RECIPES
+from report import read_history
+
+
+@pytest.fixture(autouse=True)
+def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered for one test only."""
+    for table, entries in ((NETWORKS, peers.PEER_NETWORKS), (RECIPES, peers.PEER_RECIPES)):
+        for name, value in entries.items():
+            monkeypatch.setitem(table, name, value)
+
+
+@pytest.mark.parametrize("script", [mean_mask, networks, peers, readme_picture, speed, study])
+def test_help_names_each_flag_and_does_nothing_else(script, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        script.main(["--help"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+# ---------------------------------------------------------------------------------------------- the queue
+
+
+@pytest.fixture
+def start_queue(drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """``study.main --queue`` on lines, each script called in this process; returns what was called."""
+    monkeypatch.setattr(train, "draw_curves", lambda _, path: path.touch())
+
+    def start(*lines: str, flags: tuple[str, ...] = ()) -> list[str]:
+        called = []
+
+        def call(command: list[str], stop: StopSignal) -> bool:
+            at = next(index for index, part in enumerate(command) if part.startswith("--"))
+            script = Path(command[at - 1]).stem
+            called.append(" ".join([script, *(flag for flag in command[at:] if flag in ("--resume", "--overwrite"))]))
+            {"train": train.main, "evaluate": evaluate.main}[script](command[at:])
+            return True
+
+        monkeypatch.setattr(study, "call", call)
+        queue = tmp_path / "queue.txt"
+        queue.write_text(f"--data_path {drawn_pets} --image_size 32 --batch_size 8 # for all\n\n" + "\n".join(lines))
+        study.main(["--queue", str(queue), "--save_path", str(tmp_path), "--results", str(tmp_path), *flags])
+        return called
+
+    return start
+
+
+def test_a_queue_is_trained_scored_and_recorded(
+    start_queue: Callable[..., list[str]], tiny_network: None, pets: Path, tmp_path: Path
+) -> None:
+    lines = ["R 1 --model R --epochs 2", "claim 0.5 --model R --recipe lab3-bce --epochs 1 --seed 3"]
+    once = ["train", *["evaluate"] * 4]
+    assert start_queue(*lines) == once * 2
+    row, history = json.loads((tmp_path / "run-R.json").read_text()), read_history(tmp_path / "R" / "R_history.csv")
+    scores = json.loads((tmp_path / "R" / "R_test_scores_flip.json").read_text())
+    assert row["dice"].keys() == row["boundary_f"].keys() == {"validation", "validation_flip", "test", "test_flip"}
+    assert row["dice"]["test_flip"] == pytest.approx(scores["dice"], abs=1e-5)
+    assert (row["system"], row["seed"], row["epochs"], row["image_size"], len(row["test_dice"])) == ("R", 0, 2, 32, 20)
+    assert row["minutes"] == round(sum(epoch["seconds"] for epoch in history) / 60, 1)
+    assert row["images_per_second"] == pytest.approx(36 / sum(epoch["seconds"] for epoch in history), abs=0.06)
+    assert {"recipe", "threads", "iou_set", "versions", "machine", "commit"} <= row.keys()
+    assert {path.name for path in (tmp_path / "R").glob("*.pth")} == {"R_best.pth", "R_epoch_final.pth"}
+    claim = json.loads((tmp_path / "run-claim-seed3.json").read_text())
+    assert (claim["system"], claim["seed"], claim["recipe"], claim["config"]["loss"]) == ("claim", 3, "lab3-bce", "bce")
+
+    assert start_queue(*lines) == []
+    (tmp_path / "run-R.json").unlink()
+    assert start_queue(*lines, flags=("--only", "R", "--splits", "test")) == ["evaluate"] * 2  # it is trained
+    with pytest.raises(UserError, match=r"run-R.json is of another run than R of the queue: epochs 2 \(asked 3\)"):
+        start_queue("R 1 --model R --epochs 3")
+    (tmp_path / "run-R.json").unlink()
+    with pytest.raises(UserError, match=r"R_epoch_final.pth is of another run than R of the queue: not the data of"):
+        start_queue(f"R 1 --model R --epochs 2 --data_path {pets}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("R 1 --modl R", "line 3 is not NAME MINUTES and flags of train.py: R 1 --modl R"),
+        ("R --model R", "line 3 is not NAME MINUTES"),
+        ("R", "line 3 is not NAME MINUTES"),
+        ("R 1 --model R --overwrite", "R of the queue: whether a run is resumed"),
+        ("R 1 --model R\nR 2 --model R --epochs 3", "line 4: R is there twice"),
+        ("R 1 --model R --data_path nowhere", "no data set at nowhere"),
+    ],
+)
+def test_a_wrong_line_is_named_before_anything_runs(
+    start_queue: Callable[..., list[str]], line: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        start_queue(line)
+
+
+def test_an_interrupted_training_is_resumed(
+    start_queue: Callable[..., list[str]], tiny_network: None, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    line = "R 1 --model R --epochs 3"
+    at_step(4, terminate)  # the first of the second epoch
+    with pytest.raises(SystemExit):
+        start_queue(line)
+    before = read_history(tmp_path / "R" / "R_history.csv")
+    assert len(before) == 1
+    assert start_queue(line) == ["train --resume", *["evaluate"] * 4]
+    history = json.loads((tmp_path / "run-R.json").read_text())["history"]
+    assert len(history) == 3
+    assert history[0]["seconds"] == pytest.approx(before[0]["seconds"], abs=1e-5)  # what the minutes are summed of
+
+
+def test_a_stop_is_passed_on_once_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    code = f"""
+import cli, pathlib
+with cli.StopSignal() as stop:  # a second signal would kill
+    pathlib.Path({str(ready)!r}).touch()
+    while not stop.number: pass
+pathlib.Path({str(saved)!r}).touch()"""
+
+    class Stop(StopSignal):
+        number = property(lambda _: signal.SIGINT if ready.exists() else 0, lambda *_: None)
+
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "src"))
+    assert study.call([sys.executable, "-c", code], Stop())
+    assert saved.exists()
+    assert not study.call([sys.executable, "-c", code], Stop())
+
+
+def test_the_queue_files_have_what_the_page_compares(drawn_pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "find_root", lambda _: drawn_pets)
+    entries = [entry for path in (REPO / "benchmarks").glob("*.txt") for entry in study.read_queue(path)]
+    systems = {entry.system for entry in entries}
+    assert {system for pair in study.COMPARISONS for system in pair} - {"mean-mask"} <= systems
+    assert set(study.REPORTED) <= systems
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_has_the_rows_and_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
+    rng, page = np.random.default_rng(0), tmp_path / "STUDY.md"
+    dice = {("cpu-R", 0): rng.random(50), ("cpu-R", 1): rng.random(50), ("lab2-R", 0): rng.random(50) - 0.5}
+    for index, ((system, seed), values) in enumerate(dice.items()):
+        epochs = 4 - index  # the last run is the shortest
+        history = [{"epoch": n + 1.0, "seconds": 60.0, "valid_dice": 0.1 * n + 0.05} for n in range(epochs)]
+        scores = {"dice": {"test": values.mean()}, "iou_set": {}, "boundary_f": {}, "perimeter_ratio": {}}
+        row = {"system": system, "seed": seed, "image_size": 32, "data": "d", "epochs": epochs, "minutes": epochs}
+        row |= {"threads": 1, "images_per_second": 9.0, "history": history, "test_dice": list(values)}
+        study.write_json(tmp_path / f"run-{system}-seed{seed}.json", row | scores)
+    page.write_text(f"old\n{study.MARKER}\n\nBy hand.\n")
+    study.main(["--results", str(tmp_path), "--page", str(page)])
+    text = page.read_text()
+    assert text.endswith(f"{study.MARKER}\n\nBy hand.\n")
+    assert "old" not in text
+    mean = (dice["cpu-R", 0].mean() + dice["cpu-R", 1].mean()) / 2
+    assert f"| cpu-R | 2 | 4 | 4 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
+    low, high = study.paired_bootstrap(dice["cpu-R", 0], dice["lab2-R", 0])  # over the seed that both have
+    difference = (dice["cpu-R", 0] - dice["lab2-R", 0]).mean()
+    assert f"| cpu-R less lab2-R | {difference:+.4f} | {low:+.4f} to {high:+.4f} | above | 1 | 4 and 2 | " in text
+    assert "| 4 and 2 | 0.1500 and 0.1500 |" in text
+    assert (tmp_path / "study-curves.png").stat().st_size > 1000
+
+
+def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)  # what both find hard does not widen the interval
+    a, b = hard + 0.01 + rng.normal(0, 0.02, 400), hard + rng.normal(0, 0.02, 400)
+    low, high = study.paired_bootstrap(a, b)
+    assert (low, high) == study.paired_bootstrap(a, b)
+    error = (a - b).std() / np.sqrt(400)
+    assert low == pytest.approx((a - b).mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx((a - b).mean() + 1.96 * error, abs=0.2 * error)
+    assert study.paired_bootstrap(a, a) == (0, 0)
+
+
+def test_mean_mask_against_numpy(drawn_pets: Path, tmp_path: Path) -> None:
+    mean_mask.main(["--data_path", str(drawn_pets), "--image_size", "32", "--results", str(tmp_path)])
+    row = json.loads((tmp_path / "run-mean-mask.json").read_text())
+    target = {mode: (load_split(drawn_pets, mode, 32).pixels[..., 3] != 2).numpy() for mode in ("train", "test")}
+    mask = target["train"].mean(0) > row["threshold"]
+    dice = {m: 2 * (mask & t).sum((1, 2)) / (mask.sum() + t.sum((1, 2))) for m, t in target.items()}
+    assert row["dice"]["train"] == pytest.approx(dice["train"].mean(), abs=2e-3)
+    np.testing.assert_allclose(row["test_dice"], dice["test"], atol=5e-3)
+    assert row["pet_in_the_middle_ninth"] > row["pet_in_the_outer_eighths"]
+
+
+# ---------------------------------------------------------------------------------------------- speed and peers
+
+
+@pytest.fixture
+def quick_speed(tiny_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "ceilings_of", lambda *_: roofline.Ceilings(1e12, 1e12))
+    monkeypatch.setattr(speed, "peak_memory", lambda *_: 1_500_000_000)
+
+
+def test_contenders_take_turns_and_are_recorded(
+    quick_speed: None, drawn_pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--image_size", "32", "--images", "6", "--batch_size", "3", "--predict_batch", "3", "--repeats", "2"]
+    flags += ["--data_path", str(drawn_pets), "--device", "cpu", "--results", str(tmp_path), "--models", "R"]
+    speed.main([*flags, "--what", "step", "train", "data", "infer", "--against", "plain", "fp32"])
+    said = capsys.readouterr().out
+    reports = {what: json.loads((tmp_path / f"{what}-cpu.json").read_text()) for what in speed.WHAT[:4]}
+    for what, report in reports.items():
+        assert {"machine", "threads", "versions", "commit", "command"} <= report.keys()
+        assert str(drawn_pets) not in json.dumps(report)  # no paths of the machine
+        rows = next(iter(report["rows"].values()))
+        assert sum(row["times_as_fast_ours"] == 1 for row in rows.values()) == (
+            2 if what == "infer" else 1
+        )  # the bases
+        for name, row in rows.items():
+            assert len(row["seconds_per_image"]) == 2
+            assert f"| {name} | {row['images_per_second']:,.1f} | {row['times_as_fast_ours']:.2f} | " in said
+    step = reports["step"]["rows"]["ResNet34_UNet"]
+    assert step.keys() == {"ours", "fp32", "plain"}
+    assert f" | {step['ours']['fraction_of_roofline']:.2f} | 1.5 |" in said
+    speed.main([*flags, "--what", "train", "--memory_of", "ours"])
+    assert int(capsys.readouterr().out) > 1e8 or sys.platform != "linux"
+
+
+def test_kernels_are_counted_by_hand() -> None:
+    """A convolution of 3 to 8 channels with a 3x3 window on 2 images of 16x16, forward and backward, and its ReLU."""
+    convolution, images = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.randn(2, 3, 16, 16)
+    counted = roofline.count_kernels(lambda: convolution(images).relu().sum().backward())
+    kernels = {kernel.name: kernel for kernel in counted}
+    pixels, weights = 2 * 16 * 16, 8 * 3 * 9
+    operations, inputs, outputs = 2 * pixels * weights, 4 * 3 * pixels, 4 * 8 * pixels
+    assert kernels["convolution"] == roofline.Kernel("convolution", operations, inputs + outputs + 4 * weights)
+    # the images need no gradient: one product, that of the weights
+    assert kernels["convolution_backward"].operations == operations
+    assert kernels["convolution_backward"].bytes == outputs + inputs + 4 * weights + 4 * weights
+    assert kernels["relu"] == roofline.Kernel("relu", 0, 2 * outputs)
+    ceilings = roofline.Ceilings(operations=1e6, bytes=1e9)
+    shortest = roofline.shortest_seconds([kernels["convolution"], kernels["relu"]], ceilings)
+    assert shortest == pytest.approx(operations / 1e6 + 2 * outputs / 1e9)
+
+
+def test_the_plain_loop_learns(tiny_network: None, drawn_pets: Path) -> None:
+    loop = peers.PlainLoop("UNet", drawn_pets, image_size=32, batch_size=6)
+    losses = [loop.train_one_epoch() for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert loop.logits(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def test_smp_runs_through_our_predictor() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    config = RECIPES["cpu"](speed.SMP)
+    predictor = Predictor({"config": config, "model": NETWORKS[speed.SMP]().state_dict()}, torch.device("cpu"))
+    assert predictor.logits(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in predictor.model.modules())  # folded

@@ -1,0 +1,124 @@
+"""What every script keeps to: --help explains each flag, a mistake is one line, and it runs from any folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from cli import REPO
+from recipes import RECIPES
+
+SCRIPTS = sorted(
+    path.relative_to(REPO).as_posix()
+    for folder in ("src", "tools")
+    for path in (REPO / folder).glob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
+OCCUPIED = str(REPO / "tests")  # a folder of other files
+MISTAKES = {  # flags that are right in themselves, but not what is there; a new script needs its line
+    "src/evaluate.py": ["--model", "R", "--save_path", "nowhere"],
+    "src/inference.py": ["--model", "nowhere.pth"],
+    "src/oxford_pet.py": ["--download", "--data_path", OCCUPIED],
+    "src/train.py": ["--model", "R", "--data_path", "nowhere"],
+    "tools/check_data.py": ["nowhere"],
+    "tools/draw_pets.py": [OCCUPIED],
+    "tools/shrink_data.py": ["nowhere", "copy"],
+}
+
+# Imports once what takes seconds; then each command is a process of its own, as `python SCRIPT FLAGS` makes it.
+DRIVER = """
+import json, os, runpy, sys
+import cv2, torch
+sys.path.remove("")
+codes = []
+for number, (folder, script, *flags) in enumerate(json.load(sys.stdin)):
+    process = os.fork()
+    if not process:
+        for name, descriptor in (("out", 1), ("err", 2)):
+            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        os.chdir(folder)
+        sys.argv, sys.path[:0] = [script, *flags], [os.path.dirname(script)]
+        code = 0
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                code = print(code, file=sys.stderr) or 1
+        sys.stdout.flush()
+        os._exit(code)  # taking PyTorch down would take a second
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+json.dump(codes, sys.stdout)
+"""
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Done]:
+    """What each script did, by (script, what was typed)."""
+    cases = {}
+    for script in SCRIPTS:
+        mistake = MISTAKES[script]
+        cases[script, "help"] = (REPO, script, "--help")
+        cases[script, "typo"] = (REPO, script, *mistake, "--hepl")
+        cases[script, "mistake"] = (REPO / "src", os.path.relpath(script, "src"), *mistake)
+    folder = tmp_path_factory.mktemp("scripts")
+    commands = json.dumps(list(cases.values()), default=str)
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=commands, stdout=subprocess.PIPE, text=True, check=True, cwd=folder
+    )
+    return {
+        case: Done(code, *((folder / f"{number}.{name}").read_text() for name in ("out", "err")))
+        for number, (case, code) in enumerate(zip(cases, json.loads(driver.stdout), strict=True))
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_each_flag(script: str, done: dict[tuple[str, str], Done]) -> None:
+    shown = done[script, "help"]
+    assert (shown.code, shown.err) == (0, "")
+    flags = re.findall(r"\n  (-\S+.*(?:\n {3,}.*)*)", shown.out)
+    assert flags[0].startswith("-h, --help")
+    for flag in flags:
+        assert re.search(r"\s{2,}\S", flag), f"{flag} is not explained"
+        assert "(default: False)" not in flag
+        assert "-" not in re.search(r"--(\S+)", flag)[1]  # underscores, as in the reports
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_mistyped_flag_is_one_line_with_a_suggestion(script: str, done: dict[tuple[str, str], Done]) -> None:
+    typo = done[script, "typo"]
+    assert (typo.code, typo.out) == (2, "")
+    assert typo.err == "error: there is no --hepl; did you mean --help? (--help shows all flags)\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_users_mistake_is_one_line(script: str, done: dict[tuple[str, str], Done]) -> None:
+    mistake = done[script, "mistake"]
+    assert mistake.code == 1
+    assert re.fullmatch(r"error: .*(nowhere|/tests).*\n", mistake.err)
+
+
+def test_help_of_training_shows_the_recipes_defaults(done: dict[tuple[str, str], Done]) -> None:
+    text = " ".join(done["src/train.py", "help"].out.split())
+    config = RECIPES["default"]("UNet")
+    for default in (config.learning_rate, config.epochs, config.batch_size, config.image_size, "60.0", "pet", "auto"):
+        assert re.search(rf"\(default: (the recipe's, )?{default}\)", text)
+
+
+def test_start_up_imports_nothing_slow() -> None:
+    """``import torchvision`` costs over 3 s and matplotlib over 1 s: not on the way to a training step."""
+    slow = ("torchvision", "matplotlib", "imutils", "PIL.Image")
+    code = f"import sys, train; print([module for module in {slow} if module in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO / "src")
+    assert run.stdout.strip() == "[]"
