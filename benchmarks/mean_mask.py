@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         "image_size": args.image_size,
         "epochs": 0,
         "minutes": 0,
-        "images_per_second": "",
+        "images_per_second": 0,
         "dice": {name: round(float(values.mean()), 5) for name, values in dice.items()},
         **{score: {} for score in ("iou_set", "boundary_f", "perimeter_ratio")},
         "threshold": threshold,

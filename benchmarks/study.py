@@ -122,6 +122,7 @@ def as_json(config: Config) -> dict[str, Any]:
 def refuse_other(entry: Entry, path: Path, config: dict[str, Any], is_same_data: bool) -> None:
     """Raise UserError if what is already there under an entry's name is of another config or of other data."""
     asked = as_json(entry.config)
+    config = as_json(Config(entry.config.network)) | config  # an older file may lack fields: they had their defaults
     other = [f"{key} {config.get(key)} (asked {asked[key]})" for key in asked if config.get(key) != asked[key]]
     other += [] if is_same_data else [f"not the data of {entry.root}"]
     if other:
@@ -294,12 +295,12 @@ def compare(runs: Runs, a: str, b: str) -> dict[str, Any] | None:
     Dice of both is the best up to the last epoch of the shorter run.
 
     Returns:
-        None if they share no seed, or were tested on different images.
+        None if they share no seed, or were not tested on the same images.
     """
     seeds = sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys())
     pair = [[runs[system][seed] for seed in seeds] for system in (a, b)]
     tested_on = {(row["data"], row["image_size"], len(row["test_dice"])) for rows in pair for row in rows}
-    if len(tested_on) != 1:
+    if len(tested_on) != 1 or not pair[0][0]["test_dice"]:
         return None
     dice_a, dice_b = (np.mean([row["test_dice"] for row in rows], axis=0) for rows in pair)
     low, high = paired_bootstrap(dice_a, dice_b)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cli import UserError, cpu_cores
 
-PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # no others: some run programs to decode
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # MPO is JPEG; no others: some run programs to decode
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".heic", ".heif"}
 cv2.setNumThreads(1)  # images are spread over threads by in_threads; threads within one image would only compete
 

@@ -120,7 +120,8 @@ def photo_checkpoint(args: argparse.Namespace) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"no trained network in {args.save_path}; train one (`python src/train.py --help`), or name a file: --model FILE.pth"
+        f"no trained network in {args.save_path}; train one (see `python src/train.py --help`) or "
+        "name a file: --model FILE.pth"
     )
 
 

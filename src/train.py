@@ -139,23 +139,23 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         refresh_batchnorm(state)
         if state.step < state.steps_per_epoch:  # stopped
             break
-        finish_epoch(run, score_epoch(state, predictor))
+        is_best = finish_epoch(run, score_epoch(state, predictor))
         spent = time.monotonic() - started
         left = spent / work(config, first_epoch, state.epoch) * work(config, state.epoch, config.epochs)
-        print(epoch_line(config, run.history[-1], bool(run.unsaved_best), left), flush=True)
+        print(epoch_line(config, run.history[-1], is_best, left), flush=True)
         write_history(run.folder, run.name, run.history)
         if state.epoch % KEEP_EVERY == 0:
             save_checkpoint(run.path(str(state.epoch)), run.checkpoint())
         if time.monotonic() - saved >= save_every:
             run.save()
             saved = time.monotonic()
-    run.save()
-    if run.is_finished:
+    if run.is_finished:  # before ``last``, which cannot be resumed once it says that all is done
         save_checkpoint(run.path("final"), run.checkpoint())
         if config.export_weights:
             save_checkpoint(exported_weights(run), state.ema_model.state_dict())
         if state.epoch < config.epochs:
             print(f"validation Dice {config.stop_at_dice} reached after {plural(state.epoch, 'epoch')}, {spent:.1f} s")
+    run.save()
 
 
 def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
@@ -176,15 +176,17 @@ def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
     return row
 
 
-def finish_epoch(run: Run, row: dict[str, float]) -> None:
-    """Count the epoch as done, and keep its weights if they are the best so far."""
+def finish_epoch(run: Run, row: dict[str, float]) -> bool:
+    """Count the epoch as done, and keep its weights if they are the best so far; returns whether they are."""
     state = run.state
     run.history.append(row)
     state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
     state.loss_sum.zero_()
-    if row["valid_dice"] > run.best_dice:  # never for NaN
+    is_best = row["valid_dice"] > run.best_dice  # never for NaN
+    if is_best:
         run.best_dice = row["valid_dice"]
         run.unsaved_best = copy.deepcopy(run.checkpoint())
+    return is_best
 
 
 def work(config: Config, first: int, last: int) -> float:

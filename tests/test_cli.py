@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import cli
-from cli import REPO, ArgumentParser, StopSignal, UserError, choose_device, choose_precision, describe, run_script
+from cli import REPO, ArgumentParser, StopSignal, UserError, choose_device, choose_precision, run_script
 
 CPU = torch.device("cpu")
 
@@ -80,11 +80,6 @@ def test_a_typed_path_is_taken_from_here_or_else_from_the_repos_root(
     assert cli.existing_path("tests") == Path("tests")
 
 
-def test_commands_are_quoted_and_plurals_right() -> None:
-    assert cli.shell("python", Path("my models"), 3) == "python 'my models' 3"
-    assert [cli.plural(count, "epoch") for count in (0, 1, 1200)] == ["0 epochs", "1 epoch", "1,200 epochs"]
-
-
 @pytest.fixture
 def parser() -> ArgumentParser:
     parser = ArgumentParser("Try.")
@@ -98,11 +93,10 @@ def parser() -> ArgumentParser:
     [
         (["--modle", "U"], "there is no --modle; did you mean --model?"),
         (["--mod", "U"], "there is no --mod;"),  # no abbreviations
-        (["--save-path", "x", "--model", "U"], "there is no --save-path; did you mean --save_path?"),
-        (["--zzz"], "there is no --zzz (--help shows all flags)"),
+        (["--save-path", "x"], "there is no --save-path; did you mean --save_path?"),
+        (["--zzz"], "there is no --zzz ("),
         (["--model", "V"], "no network is called 'V', and no file of that name ends in .pth or .pt; there are U, UNet"),
         (["--model", "U", "--recipe", "lab4"], "lab4"),
-        (["--limit"], "--limit"),
     ],
 )
 def test_a_wrong_flag_is_one_line(
@@ -116,18 +110,6 @@ def test_a_wrong_flag_is_one_line(
     assert error.endswith(" (--help shows all flags)\n")
     assert said in error
     assert error.count("\n") == 1
-
-
-def test_flags_that_name_a_run(parser: ArgumentParser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPO / "src")
-    for flags, named in (
-        (["--model", "UNet"], ("UNet", None, "U")),
-        (["--name", "tall"], (None, None, "tall")),
-        (["--model", "x/best.pt"], (None, Path("x/best.pt"), "best")),
-        (["--model", "tests/x.pth", "--name", "mine"], (None, Path("tests/x.pth"), "mine")),
-    ):
-        args = parser.parse_run_args(flags)
-        assert (args.model, args.file, args.name) == named
 
 
 # ---------------------------------------------------------------------------------------------- device and precision
@@ -149,17 +131,6 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, cuda: int, mp
     ):
         with pytest.raises(UserError, match=rf"^--device {wanted}: "):
             choose_device(wanted)
-
-
-def test_threads_are_set_and_told() -> None:
-    before = torch.get_num_threads()
-    try:
-        assert describe(choose_device("cpu", threads=1), torch.float32).startswith("cpu, 1 thread")
-        assert describe(choose_device("cpu", threads=3), torch.bfloat16).startswith("cpu, 3 threads")
-        assert describe(choose_device("cpu"), torch.bfloat16).endswith(", bfloat16")
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_precision() -> None:

@@ -114,8 +114,7 @@ def test_the_reports_train_without_decay_and_ema(
     tiny_network: None, drawn_pets: Path, recipe: str, optimizer: type
 ) -> None:
     state = state_of(replace(RECIPES[recipe]("UNet"), image_size=32), drawn_pets)
-    assert type(state.optimizer) is optimizer
-    assert state.optimizer.param_groups[0].get("momentum", 0.9) == 0.9
+    assert (type(state.optimizer), state.optimizer.param_groups[0].get("momentum", 0.9)) == (optimizer, 0.9)
     assert all(group["weight_decay"] == 0 for group in state.optimizer.param_groups)
     assert state.ema_model is state.model
 

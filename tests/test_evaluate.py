@@ -27,10 +27,6 @@ def as_mask(rows: str) -> Tensor:
     return torch.tensor([[character == "#" for character in row] for row in rows.split()])[None, None]
 
 
-def predictor_of(model: nn.Module) -> Predictor:
-    return Predictor.from_model(model, Config("UNet", precision="fp32"), "cpu")
-
-
 @pytest.fixture
 def split() -> Split:
     """7 images of noise; the third has no pet, the fourth only boundary."""
@@ -42,12 +38,6 @@ def split() -> Split:
     return Split(Path("nowhere"), "valid", [f"pet_{index}" for index in range(7)], pixels)
 
 
-@pytest.fixture
-def predictor() -> Predictor:
-    torch.manual_seed(0)
-    return predictor_of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1)))
-
-
 # ---------------------------------------------------------------------------------------------- Dice and IoU
 
 
@@ -55,7 +45,6 @@ def predictor() -> Predictor:
     ("pred", "target", "weight", "dice", "iou"),
     [
         ("##.. ....", "##.. ....", "#### ####", 1, 1),
-        ("##.. ....", "..## ....", "#### ####", 0, 0),
         ("##.. ....", "#... #...", "#### ####", 2 * 1 / 4, 1 / 3),
         ("###. ###.", "#... ....", "#### ####", 2 * 1 / 7, 1 / 6),
         (".... ....", ".... ....", "#### ####", 1, 1),  # both empty
@@ -70,19 +59,6 @@ def predictor() -> Predictor:
 def test_scores_counted_by_hand(pred: str, target: str, weight: str, dice: float, iou: float) -> None:
     scores = dice_and_iou(*overlap(as_mask(pred), as_mask(target), as_mask(weight)))
     assert [score.item() for score in scores] == pytest.approx([dice, iou])
-
-
-def test_scores_of_a_batch_are_those_of_the_sets_of_pixels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    pred, target, weight = torch.rand(3, 20, 1, 30, 20, generator=generator) < torch.tensor([0.5, 0.3, 0.8]).view(
-        3, 1, 1, 1, 1
-    )
-    dice, iou = dice_and_iou(*overlap(pred, target, weight))
-    assert (dice.dtype, dice.shape, iou.shape) == (torch.float64, (20,), (20,))
-    for index in range(20):
-        p, t = ({*map(tuple, mask[index].nonzero().tolist())} for mask in (pred & weight, target & weight))
-        assert dice[index] == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
-        assert iou[index] == pytest.approx(len(p & t) / len(p | t))
 
 
 def test_dice_score_is_the_mean_over_a_batch_of_masks_or_probabilities() -> None:
@@ -169,87 +145,64 @@ def test_scores_at_the_images_own_size(boundary: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_scores_do_not_depend_on_the_batch_size(
-    predictor: Predictor, split: Split, batch_size: int, boundary: str
-) -> None:
-    batches: list[tuple[int, Tensor]] = []
-    scores = evaluate.evaluate(
-        predictor, split, boundary, batch_size, bce_dice_loss, lambda *batch: batches.append(batch)
-    )
-    images, trimaps = images_and_trimaps(split.pixels)
-    target, weight = target_and_weight(trimaps, boundary)
-    logits = predictor.logits(images)
-    intersection, areas = overlap(logits > 0, target, weight)
-    for got, expected in zip((scores.dice, scores.iou), dice_and_iou(intersection, areas), strict=True):
-        np.testing.assert_array_equal(got, expected.numpy())
-    assert scores.loss == pytest.approx(bce_dice_loss(logits, target, weight).item(), rel=1e-5)
-    assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
-    pred = logits > 0
-    both, either = (mask.sum().item() for mask in (pred & target & weight, (pred | target) & weight))
-    assert scores.over_the_set() == pytest.approx([2 * both / (both + either), both / either])
-    assert [start for start, _ in batches] == list(range(0, 7, batch_size))
-    torch.testing.assert_close(torch.cat([part for _, part in batches]), logits)
-
-
 @pytest.mark.parametrize(("boundary", "empty"), [("pet", [2]), ("background", [2, 3]), ("ignore", [2, 3])])
-def test_the_boundary_convention_decides_the_score(split: Split, boundary: str, empty: list[int]) -> None:
-    class EverythingIsPet(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.ones_like(images[:, :1])
-
-    scores = evaluate.evaluate(predictor_of(EverythingIsPet()), split, boundary, 4)
+def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
+    split: Split, batch_size: int, boundary: str, empty: list[int]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1))
+    predictor = Predictor.from_model(model, Config("UNet", precision="fp32"), "cpu")
+    batches: list[tuple[int, Tensor]] = []
+    scores = evaluate.evaluate(predictor, split, boundary, batch_size, bce_dice_loss, lambda *a: batches.append(a))
+    assert [start for start, _ in batches] == list(range(0, 7, batch_size))
+    logits = torch.cat([part for _, part in batches])
+    images, trimaps = images_and_trimaps(split.pixels)
+    torch.testing.assert_close(logits, predictor.logits(images))
+    target, weight = target_and_weight(trimaps, boundary)
+    assert scores.loss == pytest.approx(bce_dice_loss(logits, target, weight).item(), rel=1e-5)
+    pred, target = ({*map(tuple, mask.nonzero().tolist())} for mask in ((logits > 0) & weight, target & weight))
+    for index, (dice, iou) in enumerate(zip(scores.dice, scores.iou, strict=True)):
+        p, t = ({pixel for pixel in pixels if pixel[0] == index} for pixels in (pred, target))
+        assert dice == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
+        assert iou == pytest.approx(len(p & t) / len(p | t))
+    over_the_set = 2 * len(pred & target) / (len(pred) + len(target)), len(pred & target) / len(pred | target)
+    assert scores.over_the_set() == pytest.approx(over_the_set)
     assert np.flatnonzero(scores.empty_target).tolist() == empty
-    assert np.isnan(scores.loss)  # without a criterion
-    for dice, iou, trimap in zip(scores.dice, scores.iou, split.pixels[..., 3].numpy(), strict=True):
-        pet, background, border = ((trimap == value).sum() for value in (1, 2, 3))
-        true = pet + border if boundary == "pet" else pet
-        counted = pet + background if boundary == "ignore" else trimap.size
-        assert (dice, iou) == pytest.approx((2 * true / (true + counted), true / counted))
+    assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
 
 
 # ---------------------------------------------------------------------------------------------- the script
 
 
-def read_scores(folder: Path, split: str = "valid", suffix: str = "") -> dict:
-    return json.loads((folder / "R" / f"R_{split}_scores{suffix}.json").read_text())
+def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def scores_of(*flags: object, file: str = "test_scores") -> dict:
+        evaluate.main([str(flag) for flag in ("--model", "R", "--save_path", tmp_path, *flags)])
+        return json.loads((tmp_path / "R" / f"R_{file}.json").read_text())
 
-
-def test_the_script_scores_the_best_checkpoint_as_training_did(
-    run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
     run_train("--epochs", 4, "--learning_rate", 0.05)
-    flags = ["--model", "R", "--save_path", str(tmp_path)]
-    evaluate.main(flags)
-    report, best = read_scores(tmp_path), load_checkpoint(tmp_path / "R" / "R_best.pth")
-    assert report["dice"] == pytest.approx(best["scores"]["valid_dice"], abs=1e-3)
+    report, best = scores_of(file="valid_scores"), load_checkpoint(tmp_path / "R" / "R_best.pth")
+    assert report["dice"] == pytest.approx(best["scores"]["valid_dice"], abs=1e-3)  # as in training
     assert (report["split"], report["epoch"], report["images"]) == ("valid", best["epoch"], 2)
-    evaluate.main([*flags, "--flip_average"])
-    assert read_scores(tmp_path, suffix="_flip")["dice"] != report["dice"]
+    assert scores_of("--flip_average", file="valid_scores_flip")["dice"] != report["dice"]
     capsys.readouterr()
 
-    evaluate.main([*flags, "--split", "test", "--batch_size", "7"])
-    report = read_scores(tmp_path, "test")
-    rows = report["per_image"]
-    assert (len(rows), report["boundary"], report["image_size"]) == (20, "pet", 32)
+    report = scores_of("--split", "test", "--batch_size", 7)
+    column = {key: np.array([row[key] for row in report["per_image"]]) for key in report["per_image"][0]}
+    assert (len(column["dice"]), report["boundary"], report["image_size"]) == (20, "pet", 32)
     for key in ("dice", "iou", "dice_original", "iou_original", "boundary_f"):
-        assert report[key] == pytest.approx(np.mean([row[key] for row in rows]))
-    sums = {key: sum(row[key] for row in rows) for key in ("intersection", "areas", "perimeter", "target_perimeter")}
-    assert report["dice_set_original"] == pytest.approx(2 * sums["intersection"] / sums["areas"])
-    assert report["perimeter_ratio"] == pytest.approx(sums["perimeter"] / sums["target_perimeter"])
-    assert 0 < report["iou_set"] < report["dice_set"] < 1
+        assert report[key] == pytest.approx(column[key].mean())
+    assert report["dice_set_original"] == pytest.approx(2 * column["intersection"].sum() / column["areas"].sum())
+    assert report["perimeter_ratio"] == pytest.approx(column["perimeter"].sum() / column["target_perimeter"].sum())
     out = capsys.readouterr().out
     assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
     assert f"over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}" in out
 
     state = torch.load(tmp_path / "R" / "R_best.pth", weights_only=True)
-    for boundary in ("background", "ignore"):  # the checkpoint's convention is taken
-        state["config"]["boundary"] = boundary
-        save_checkpoint(tmp_path / "R" / "R_best.pth", state)
-        evaluate.main([*flags, "--split", "test", "--limit", "3"])
-        other = read_scores(tmp_path, "test")
-        assert (other["boundary"], other["images"]) == (boundary, 3)
-        assert other["dice"] != report["dice"]
+    state["config"]["boundary"] = "background"  # the checkpoint's convention is taken
+    save_checkpoint(tmp_path / "R" / "R_best.pth", state)
+    other = scores_of("--split", "test", "--limit", 3)
+    assert (other["boundary"], other["images"]) == ("background", 3)
+    assert (other["per_image"][0]["dice"]) != report["per_image"][0]["dice"]
 
 
 def test_what_the_script_refuses(run_train: Train, tmp_path: Path) -> None:

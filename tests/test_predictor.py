@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cli import UserError
 from models import NETWORKS, build_network
 from oxford_pet import image_path, read_split
-from predictor import Predictor, fold_batchnorm, resize_logits
+from predictor import Predictor, fold_batchnorm
 from recipes import Config
 
 CPU = torch.device("cpu")
@@ -173,8 +173,3 @@ class SharedConvolution(nn.Module):
 def test_a_network_that_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
     model = scatter_statistics(build())
     assert fold_batchnorm(model) is model
-
-
-def test_logits_are_resized_by_pixel_centres() -> None:
-    logits = np.arange(4, dtype=np.float32)[None].repeat(4, 0)
-    np.testing.assert_allclose(resize_logits(logits, 2, 8)[0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 
@@ -56,15 +55,11 @@ json.dump(codes, sys.stdout)
 """
 
 
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
+Results = dict[tuple[str, str], subprocess.CompletedProcess]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Done]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each script did, by (script, what was typed)."""
     cases = {}
     for script in SCRIPTS:
@@ -77,17 +72,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Done
     driver = subprocess.run(
         [sys.executable, "-c", DRIVER], input=commands, stdout=subprocess.PIPE, text=True, check=True, cwd=folder
     )
-    return {
-        case: Done(code, *((folder / f"{number}.{name}").read_text() for name in ("out", "err")))
-        for number, (case, code) in enumerate(zip(cases, json.loads(driver.stdout), strict=True))
-    }
+    results = {}
+    for number, (case, code) in enumerate(zip(cases, json.loads(driver.stdout), strict=True)):
+        out, err = ((folder / f"{number}.{name}").read_text() for name in ("out", "err"))
+        results[case] = subprocess.CompletedProcess(cases[case], code, out, err)
+    return results
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains_each_flag(script: str, done: dict[tuple[str, str], Done]) -> None:
+def test_help_explains_each_flag(script: str, done: Results) -> None:
     shown = done[script, "help"]
-    assert (shown.code, shown.err) == (0, "")
-    flags = re.findall(r"\n  (-\S+.*(?:\n {3,}.*)*)", shown.out)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    flags = re.findall(r"\n  (-\S+.*(?:\n {3,}.*)*)", shown.stdout)
     assert flags[0].startswith("-h, --help")
     for flag in flags:
         assert re.search(r"\s{2,}\S", flag), f"{flag} is not explained"
@@ -96,21 +92,21 @@ def test_help_explains_each_flag(script: str, done: dict[tuple[str, str], Done])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_mistyped_flag_is_one_line_with_a_suggestion(script: str, done: dict[tuple[str, str], Done]) -> None:
+def test_a_mistyped_flag_is_one_line_with_a_suggestion(script: str, done: Results) -> None:
     typo = done[script, "typo"]
-    assert (typo.code, typo.out) == (2, "")
-    assert typo.err == "error: there is no --hepl; did you mean --help? (--help shows all flags)\n"
+    assert (typo.returncode, typo.stdout) == (2, "")
+    assert typo.stderr == "error: there is no --hepl; did you mean --help? (--help shows all flags)\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_users_mistake_is_one_line(script: str, done: dict[tuple[str, str], Done]) -> None:
+def test_a_users_mistake_is_one_line(script: str, done: Results) -> None:
     mistake = done[script, "mistake"]
-    assert mistake.code == 1
-    assert re.fullmatch(r"error: .*(nowhere|/tests).*\n", mistake.err)
+    assert mistake.returncode == 1
+    assert re.fullmatch(r"error: .*(nowhere|/tests).*\n", mistake.stderr)
 
 
-def test_help_of_training_shows_the_recipes_defaults(done: dict[tuple[str, str], Done]) -> None:
-    text = " ".join(done["src/train.py", "help"].out.split())
+def test_help_of_training_shows_the_recipes_defaults(done: Results) -> None:
+    text = " ".join(done["src/train.py", "help"].stdout.split())
     config = RECIPES["default"]("UNet")
     for default in (config.learning_rate, config.epochs, config.batch_size, config.image_size, "60.0", "pet", "auto"):
         assert re.search(rf"\(default: (the recipe's, )?{default}\)", text)

@@ -77,8 +77,9 @@ class ResNet34UNet(nn.Module):
 
     24,430,404 parameters; 7.37 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). The decoder
     follows the stem's skip to half resolution; from there the head predicts the four pixels of each position at once.
-    These four are learned apart and disagree a little, which would comb the outline: in evaluation mode, the logits are
-    smoothed. (Smoothed in training too, the outline is longer, since the network learns to undo it: CHANGELOG.md.)
+    These four differ slightly even where the target does not, so a predicted outline is jagged at the scale of a pixel;
+    in evaluation mode the logits are smoothed. (Smoothing in training too leaves a longer outline, because the network
+    learns to sharpen what will be smoothed: CHANGELOG.md has figures.)
 
     Args:
         width: factor of the channels: 64 to 512 in the encoder, 256 to 32 in the decoder.

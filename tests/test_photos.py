@@ -1,0 +1,202 @@
+"""photos.py and ``inference.py --input``: any photo in, masks and cut-outs at its own size out."""
+
+import io
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import inference
+import photos
+from checkpoint import save_checkpoint
+from cli import REPO, UserError
+from images import decode_photo
+from models import NETWORKS
+from photos import PhotoOptions, cut_out, find_photos
+from recipes import RECIPES
+
+
+class Redness(nn.Module):
+    """Says pet where the red channel is above the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images[:, :1] - images[:, 1:].amax(1, keepdim=True)) * 9 * self.scale
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkpoint ``R_best.pth`` of a network that takes red for pet; returns the folder of all runs."""
+    monkeypatch.setitem(NETWORKS, "ResNet34_UNet", Redness)
+    config = RECIPES["default"]("ResNet34_UNet").to_dict() | {"image_size": 64}
+    state = {"format": 2, "config": config, "model": Redness().state_dict(), "data_path": "", "epoch": 1, "scores": {}}
+    save_checkpoint(tmp_path / "runs" / "R" / "R_best.pth", state)
+    return tmp_path / "runs"
+
+
+def red_box(width: int, height: int) -> Image.Image:
+    """A red rectangle in the left upper quarter, on grey."""
+    pixels = np.full((height, width, 3), 120, np.uint8)
+    pixels[height // 8 : height // 2, width // 8 : width // 2] = (230, 20, 20)
+    return Image.fromarray(pixels)
+
+
+def cut(run: Path, *flags: object) -> None:
+    inference.main([str(part) for part in ("--save_path", run, "--output", run.parent / "out", *flags)])
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "flags"),
+    [
+        ("grey.png", "L", {}),
+        ("cmyk.jpg", "CMYK", {}),
+        ("palette.gif", "P", {}),
+        ("palette.png", "P", {}),
+        ("alpha.png", "RGBA", {}),
+        ("sixteen.png", "I;16", {}),
+        ("photo.webp", "RGB", {}),
+        ("photo.tiff", "RGB", {}),
+        ("photo.bmp", "RGB", {}),
+        ("upright.jpg", "RGB", {"exif": 6}),
+        ("a b'c\".png", "RGB", {}),
+        ("猫.png", "RGB", {}),
+    ],
+)
+def test_any_photo_gives_results_at_its_own_size(run: Path, tmp_path: Path, name: str, mode: str, flags: dict) -> None:
+    image = red_box(90, 50)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
+    elif mode == "P":
+        image = image.quantize(4)
+    elif mode != "RGB":
+        image = image.convert(mode)
+    exif = Image.Exif()
+    if "exif" in flags:
+        exif[0x0112] = flags["exif"]  # stored lying, shown upright
+    image.save(tmp_path / name, **({"exif": exif} if "exif" in flags else {}))
+    cut(run, "--input", tmp_path / name)
+    stem = Path(name).stem
+    mask, cutout = read(tmp_path / "out" / f"{stem}_mask.png"), read(tmp_path / "out" / f"{stem}_cutout.png")
+    shape = (90, 50) if "exif" in flags else (50, 90)
+    assert mask.shape == shape
+    assert cutout.shape == (*shape, 4)
+    assert set(np.unique(mask)) <= {0, 255}
+    if mode not in ("L", "I;16"):  # which have no red
+        rotated = np.rot90(np.asarray(red_box(90, 50)), -1) if "exif" in flags else np.asarray(red_box(90, 50))
+        assert ((mask > 0) == (rotated[..., 0] > 200)).mean() > 0.94  # the edges: 64 pixels are enlarged
+        assert abs(cutout[mask > 0][:, 0].astype(int).mean() - 230) < 15
+
+
+def test_a_cut_out_has_a_soft_edge_and_no_colour_of_the_background() -> None:
+    rgba = np.full((60, 60, 4), 255, np.uint8)
+    rgba[..., :3] = (0, 0, 255)
+    mask = np.zeros((60, 60), bool)
+    mask[15:45, 15:45] = True
+    rgba[mask, :3] = (200, 100, 0)
+    rgba[14:46, 14] = rgba[14:46, 45] = (100, 50, 128, 255)  # mixed by the camera
+    result = cut_out(rgba, mask)
+    assert set(np.unique(result[..., 3])) - {0, 255}
+    assert (result[20:40, 20:40, 3] == 255).all()
+    assert (result[:10] == 0).all()
+    soft = (result[..., 3] > 0) & (result[..., 3] < 255)
+    assert soft.sum() < 4 * 34 * 4  # a pixel or two
+    assert result[soft][:, 2].max() <= 1  # no blue
+
+
+def test_a_folder_is_mirrored_and_shared_stems_keep_their_endings(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "b.png", "deep/c.png"):
+        red_box(40, 40).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    cut(run, "--input", folder, "--recursive", "--write", "mask")
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    assert found == {"a.png_mask.png", "a.jpg_mask.png", "b_mask.png", "deep/c_mask.png"}
+    options = PhotoOptions(tmp_path / "out")
+    assert [photo.file.name for photo in find_photos([str(folder / "*.jpg")], options)] == ["a.jpg"]
+    assert len(find_photos([str(folder)], options)) == 3
+    for wrong in ("nothing.jpg", str(folder / "*.gif")):
+        with pytest.raises(UserError, match="no such file"):
+            find_photos([wrong], options)
+    with pytest.raises(UserError, match="same"):
+        find_photos([str(folder / "b.png"), str(folder / "deep" / ".." / "b.png")], options)
+
+
+def test_a_broken_photo_is_named_and_all_others_are_done(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    red_box(40, 40).save(folder / "good.png")
+    (folder / "bad.jpg").write_bytes(b"\xff\xd8 no")
+    (folder / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(SystemExit) as exit_:
+        cut(run, "--input", folder)
+    assert exit_.value.code == 1
+    printed = capfd.readouterr()
+    assert "bad.jpg" in printed.err
+    assert "drawing.png" in printed.err
+    assert "2 photos could not be read" in printed.out
+    assert (tmp_path / "out" / "good_cutout.png").exists()
+
+
+def test_existing_results_stay_unless_overwritten(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red_box(40, 40).save(tmp_path / "p.png")
+    result = tmp_path / "out" / "p_mask.png"
+    result.parent.mkdir()
+    result.write_bytes(b"mine")
+    cut(run, "--input", tmp_path / "p.png", "--write", "mask")
+    assert result.read_bytes() == b"mine"
+    assert "1 photo done already" in capsys.readouterr().out
+    cut(run, "--input", tmp_path / "p.png", "--write", "mask,probability,overlay", "--overwrite")
+    assert read(result).max() == 255
+    assert read(tmp_path / "out" / "p_probability.png").ndim == 2
+    assert read(tmp_path / "out" / "p_overlay.png").shape == (40, 40, 3)
+
+
+def test_the_largest_part_alone() -> None:
+    probs = np.zeros((9, 9), np.float32)
+    probs[1:5, 1:5] = probs[7, 7] = 0.9
+    assert photos.clean_mask(probs, PhotoOptions(Path())).sum() == 17
+    assert photos.clean_mask(probs, PhotoOptions(Path(), largest_only=True)).sum() == 16
+    assert not photos.clean_mask(probs, PhotoOptions(Path(), threshold=0.95, largest_only=True)).any()
+
+
+def test_a_photo_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    file = io.BytesIO()
+    red_box(200, 200).save(file, "PNG")
+    with warnings.catch_warnings():
+        photos.set_pixel_limit(0.03)
+        with pytest.raises(UserError, match="30,000 pixels"):
+            decode_photo(file.getvalue(), "p.png")
+        photos.set_pixel_limit(0.05)
+        assert decode_photo(file.getvalue(), "p.png").shape == (200, 200, 4)
+
+
+def test_standard_input_to_standard_output_needs_no_run_but_a_checkpoint(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    red_box(50, 40).save(file, "JPEG")
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "w.pth", NETWORKS["lab2.UNet"]().state_dict())
+    command = [sys.executable, REPO / "src" / "inference.py", "--input", "-", "--model", tmp_path / "w.pth"]
+    done = subprocess.run([*command, "--image_size", "32"], input=file.getvalue(), capture_output=True, check=True)
+    with Image.open(io.BytesIO(done.stdout)) as cutout:
+        assert (cutout.format, cutout.mode, cutout.size) == ("PNG", "RGBA", (50, 40))
+    assert b"lab2.UNet" in done.stderr
