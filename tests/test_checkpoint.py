@@ -34,7 +34,7 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's writer reports a full disk as a RuntimeError; here it has to stay recognisable."""
-    with open("/dev/full", "wb") as full:
+    with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
         with pytest.raises(OSError) as caught:
             save_checkpoint(tmp_path / "x.pth", {"model": {"weight": torch.zeros(1_000_000)}})

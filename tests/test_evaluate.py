@@ -191,6 +191,7 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
     assert (len(column["dice"]), report["boundary"], report["image_size"]) == (20, "pet", 32)
     for key in ("dice", "iou", "dice_original", "iou_original", "boundary_f"):
         assert report[key] == pytest.approx(column[key].mean())
+    assert report["dice_set"] == pytest.approx(2 * report["iou_set"] / (1 + report["iou_set"]))
     assert report["dice_set_original"] == pytest.approx(2 * column["intersection"].sum() / column["areas"].sum())
     assert report["perimeter_ratio"] == pytest.approx(column["perimeter"].sum() / column["target_perimeter"].sum())
     out = capsys.readouterr().out

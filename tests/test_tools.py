@@ -3,12 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_data
 import numpy as np
 import pytest
-import shrink_data
 from PIL import Image
 
+import check_data
+import shrink_data
 from cli import UserError
 from images import decode_image
 from oxford_pet import image_path, load_split, read_list, read_split, trimap_path
