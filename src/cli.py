@@ -22,6 +22,7 @@ REPO = Path(__file__).resolve().parent.parent
 DATASET = REPO / "dataset" / "oxford-iiit-pet"
 SAVED_MODELS = REPO / "saved_models"
 OUTPUTS = REPO / "outputs_imgs"
+SMALL_WEIGHTS = REPO / "weights" / "small.pth"
 
 PRECISIONS = ("auto", "bf16", "fp32")
 LARGEST_IMAGE = 4096  # pixels of height and width

@@ -232,6 +232,7 @@ class Subject:
     epoch: int | None  # None for a bare state dict
     predictor: Predictor
     root: Path  # of the data
+    variant: str  # what differs from scoring the run's best checkpoint as it was trained, in the score file's name
 
 
 def requested_checkpoint(args: argparse.Namespace) -> Path:
@@ -256,7 +257,14 @@ def open_checkpoint(args: argparse.Namespace) -> Subject:
         raise UserError(f"{path} holds the network {config.network}, not what --model {args.model} stands for")
     predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
     root = find_root(args.data_path or known_data_path(state["data_path"]))
-    return Subject(args.name, path, state["epoch"], predictor, root)
+    differences = {
+        "": "" if args.file else (args.load_model_epoch or "best").replace("best", ""),
+        "limit": args.limit if args.limit != config.limit else None,
+        "size": args.image_size if args.image_size != config.image_size else None,
+        "data-": root.name if root.resolve() != (REPO / state["data_path"]).resolve() else None,
+    }
+    variant = "".join(f"_{key}{value}" for key, value in differences.items() if value)
+    return Subject(args.name, path, state["epoch"], predictor, root, variant)
 
 
 def known_data_path(data_path: str) -> Path:
@@ -349,9 +357,15 @@ def score_checkpoint(
         flush=True,
     )
     scores, own_size = score_split(predictor, split, args.batch_size, on_sample)
-    report = {"split": mode, **summarise(subject, scores, own_size)}
+    report = {
+        "split": mode,
+        "limit": args.limit,
+        "fingerprint": split.fingerprint(),
+        **summarise(subject, scores, own_size),
+    }
     print_scores(report, split)
-    target = subject.path.with_name(f"{subject.name}_{mode}_scores{'_flip' if args.flip_average else ''}.json")
+    flip = "_flip" if args.flip_average else ""
+    target = subject.path.with_name(f"{subject.name}{subject.variant}_{mode}_scores{flip}.json")
     with atomic_write(target) as file:
         file.write(json.dumps(report, indent=1).encode())
     print(f"wrote {target}")

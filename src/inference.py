@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from checkpoint import checkpoint_path
-from cli import OUTPUTS, ArgumentParser, UserError, choose_device, describe, run_script
+from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
 from evaluate import Scores, add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
 from images import decode_image
 from oxford_pet import Split, image_path, trimap_path
@@ -112,17 +112,11 @@ def products(text: str) -> tuple[str, ...]:
 
 
 def photo_checkpoint(args: argparse.Namespace) -> Path:
-    """The checkpoint that the flags name or, where they name none: R's best, else U's."""
+    """The checkpoint that the flags name or, where they name none: R's best, else U's, else the weights in the box."""
     if args.file or args.name:
         return requested_checkpoint(args)
-    for name in ("R", "U"):
-        path = checkpoint_path(args.save_path, name, "best")
-        if path.is_file():
-            return path
-    raise UserError(
-        f"no trained network in {args.save_path}; train one (see `python src/train.py --help`) or "
-        "name a file: --model FILE.pth"
-    )
+    runs = [checkpoint_path(args.save_path, name, "best") for name in ("R", "U")]
+    return next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
 
 
 def predict_photos_of(args: argparse.Namespace) -> None:
@@ -156,6 +150,10 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
     sheet = write_contact_sheet(output, scores, split)
+    names = set(split.names)
+    stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
+    if stale:
+        print(f"note: {output} still holds {plural(len(stale), 'mask')} of other images, {min(stale)} first")
     what = "masks" if args.masks_only else "masks and overlays"
     print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s; the contact sheet is {sheet}")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from augment import Normalise
 from checkpoint import load_checkpoint
 from cli import choose_device, choose_precision
-from images import decode_image, resize_image
+from images import decode_photo, read_bytes, resize_image
 from models import build_network
 from models.blocks import pad_to_multiple
 from recipes import Config
@@ -123,7 +123,7 @@ class Predictor:
         """``__call__`` for many images, in order; no more than a batch of them is held in memory."""
         batch: list[np.ndarray] = []
         for image in images:
-            batch.append(image if isinstance(image, np.ndarray) else decode_image(Path(image)))
+            batch.append(image if isinstance(image, np.ndarray) else load_photo(Path(image)))
             if len(batch) == batch_size:
                 yield from self._predict_batch(batch)
                 batch = []
@@ -136,6 +136,11 @@ class Predictor:
         pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
         for image, logits in zip(images, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
             yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid().numpy()
+
+
+def load_photo(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, as a viewer shows it."""
+    return np.ascontiguousarray(decode_photo(read_bytes(path), path)[..., :3])
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:

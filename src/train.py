@@ -129,7 +129,7 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
     """
     state, config = run.state, run.config
     predictor = Predictor.from_model(state.ema_model, config, state.device)
-    if state.global_step == 0:
+    if not state.optimizer.state:  # no step yet, from fresh weights or from a checkpoint's
         run.save()
     started = saved = time.monotonic()
     first_epoch = state.epoch
@@ -146,7 +146,7 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         write_history(run.folder, run.name, run.history)
         if state.epoch % KEEP_EVERY == 0:
             save_checkpoint(run.path(str(state.epoch)), run.checkpoint())
-        if time.monotonic() - saved >= save_every:
+        if not run.is_finished and time.monotonic() - saved >= save_every:
             run.save()
             saved = time.monotonic()
     if run.is_finished:  # before ``last``, which cannot be resumed once it says that all is done

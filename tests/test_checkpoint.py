@@ -1,6 +1,7 @@
 """checkpoint.py: plain data in, the same out; complete files only; nothing but plain data is unpickled."""
 
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -31,14 +32,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # no temporary file
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's writer reports a full disk as a RuntimeError; here it has to stay recognisable."""
-    with open("/dev/full", "wb", buffering=0) as full:
-        monkeypatch.setattr(atomic, "open", lambda path, mode: full, raising=False)
-        with pytest.raises(OSError) as caught:
-            save_checkpoint(tmp_path / "x.pth", {"model": {"weight": torch.zeros(1_000_000)}})
-    assert caught.value.errno == errno.ENOSPC
+    """PyTorch's writer reports a disk that becomes full as a RuntimeError; here it has to stay recognisable."""
+
+    class AlmostFull(io.RawIOBase):
+        writes = 0
+
+        def write(self, data: bytes) -> int:
+            self.writes += 1
+            if self.writes > 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return len(data)
+
+    monkeypatch.setattr(atomic, "open", lambda path, mode: AlmostFull(), raising=False)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "x.pth", contents())
 
 
 # ---------------------------------------------------------------------------------------------- what is refused

@@ -1,0 +1,216 @@
+"""Export a checkpoint to ONNX, and compare the file with PyTorch before it is written.
+
+python tools/export_onnx.py --model R
+python tools/export_onnx.py --model saved_models/R/R_best.pth --output pets.onnx --half
+
+Input ``images``: (N, H, W, 3) uint8 RGB, the layout in which images are decoded. Output ``probability``: (N, H, W)
+float32, 0 to 1. N is free, and so are H and W from 32 pixels up; results are best at the size of the training, which is
+in the file's metadata. Normalisation, padding and sigmoid are inside.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+import cli
+
+if __name__ == "__main__":
+    cli.start()
+
+import argparse
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atomic import atomic_write
+from augment import Normalise
+from checkpoint import load_checkpoint
+from cli import REPO, ArgumentParser, UserError, choose_device, existing_path, image_size, run_script, shell
+from evaluate import known_data_path, parse_scoring_args, requested_checkpoint
+from images import decode_image, resize_image
+from models import build_network, count_parameters, network_names
+from oxford_pet import evenly_spaced, find_root, image_path, read_split
+from predictor import Predictor, fold_batchnorm
+from recipes import RECIPES, Config
+
+if TYPE_CHECKING:
+    import onnx
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of probabilities, from PyTorch's in float32
+AXES = ("batch", "height", "width")
+
+EXAMPLE = """\
+import cv2, onnxruntime
+session = onnxruntime.InferenceSession({file!r})
+image = cv2.cvtColor(cv2.imread("photo.jpg"), cv2.COLOR_BGR2RGB)
+pixels = cv2.resize(image, ({size}, {size}), interpolation=cv2.INTER_AREA)[None]
+probs = cv2.resize(session.run(None, {{"images": pixels}})[0][0], image.shape[1::-1])
+cv2.imwrite("photo_mask.png", (probs > 0.5).astype("uint8") * 255)"""
+
+
+class PixelsToProbability(nn.Module):
+    """A network with its normalisation in front of it and the sigmoid behind it, both in float32.
+
+    Args:
+        dtype: of the network's weights and of what it computes.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.normalise = Normalise(config.mean, config.std)
+        self.model = model.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 RGB to (N, H, W) float32, 0 to 1."""
+        pixels = self.normalise(images.permute(0, 3, 1, 2).float())  # (N, 3, H, W)
+        return self.model(pixels.to(self.dtype))[:, 0].float().sigmoid()
+
+
+def export(model: nn.Module, metadata: dict[str, str]) -> "onnx.ModelProto":
+    """Convert a network, as ``PixelsToProbability`` wraps it, to ONNX with a free batch, height and width.
+
+    The example's sides are no multiples of an encoder's stride, so that the padding is part of the graph; it pads by 0
+    where nothing is missing. Conditions on the example's own size, such as "not a multiple", are no part of it: deferred
+    to run time by PyTorch, they have no counterpart in ONNX.
+    """
+    import onnx
+
+    example = torch.zeros(2, 61, 83, 3, dtype=torch.uint8)  # a batch of 1 would be taken for a constant
+    dynamic = (dict.fromkeys(range(3), torch.export.Dim.DYNAMIC),)
+    program = torch.export.export(
+        model, (example,), dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+    )
+    exported = torch.onnx.export(
+        program,
+        input_names=["images"],
+        output_names=["probability"],
+        dynamic_shapes=(dict(enumerate(AXES)),),
+        verbose=False,
+    ).model_proto
+    del exported.graph.value_info[:], exported.graph.metadata_props[:]
+    for node in exported.graph.node:
+        del node.metadata_props[:]  # stack traces, with the paths of this machine
+    onnx.helper.set_model_props(exported, metadata)
+    return exported
+
+
+def comparison_images(data_path: Path | None, trained_on: str) -> tuple[list[np.ndarray], str]:
+    """Three images to compare on, and what they are: validation images, or drawn ones where the data is not there.
+
+    Args:
+        data_path: of ``--data_path``.
+        trained_on: the data's folder by the checkpoint.
+
+    Raises:
+        UserError: ``data_path`` is given and cannot be read.
+    """
+    try:
+        root = find_root(data_path or known_data_path(trained_on))
+        names = evenly_spaced(read_split(root, "valid"), 3)
+        return [decode_image(image_path(root, name)) for name in names], f"validation images of {root}"
+    except UserError:
+        if data_path:
+            raise
+    from draw_pets import breed_of, draw_pet
+
+    drawn = [draw_pet(np.random.default_rng(index), breed_of(index))[0] for index in range(3)]
+    return drawn, "drawn pets (the data of the training is not here)"
+
+
+def largest_difference(reference: Predictor, content: bytes, images: list[np.ndarray]) -> float:
+    """Compare an ONNX file, run by onnxruntime, with PyTorch: a batch of one and a batch of two, at three sizes each.
+
+    Args:
+        reference: computes in float32, on the CPU; its image size is the first of the three.
+
+    Returns:
+        The largest difference between two probabilities; NaN if one is NaN.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    size = reference.config.image_size
+    differences = []
+    for height, width in ((size, size), (size * 3 // 4 + 9, size + 13), (size + 37, size // 2 + 32)):
+        resized = np.stack([resize_image(image, height, width) for image in images])
+        for batch in (resized[:1], resized[-2:]):
+            probs = session.run(None, {"images": batch})[0]
+            expected = reference.logits(torch.from_numpy(batch).permute(0, 3, 1, 2).float())[:, 0].sigmoid().numpy()
+            differences.append(np.abs(probs - expected).max())
+    return float(np.max(differences))
+
+
+def onnx_file(text: str) -> Path:
+    if not text.endswith(".onnx"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .onnx")
+    return Path(text)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser("Export a checkpoint to ONNX: RGB uint8 (N, H, W, 3) in, probability (N, H, W) out.")
+    parser.add_run_options(network_names(), RECIPES, files=True)
+    add = parser.add_argument
+    add(
+        "--load_model_epoch",
+        type=cli.which_checkpoint,
+        metavar="best|last|final|N",
+        help="which checkpoint of the run (default: best)",
+    )
+    add("--output", type=onnx_file, help="the file (default: beside the checkpoint: R_best.onnx or R_best_half.onnx)")
+    add("--half", action="store_true", help="float16 weights: half the file; input and output stay as they are")
+    add("--image_size", type=image_size, help="pixels that the metadata and the example name (default: as in training)")
+    add("--data_path", type=existing_path, help="data set of the images to compare on (default: that of the training)")
+    args = parse_scoring_args(parser, argv)
+    if args.limit or args.device not in ("auto", "cpu"):
+        parser.error("--limit and --device do not apply: three images are compared, on the CPU; the file runs anywhere")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        install = shell("python", "-m", "pip", "install", "-r", REPO / "requirements-onnx.txt")
+        raise UserError(f"this needs {', '.join(missing)}: {install}")
+    path = requested_checkpoint(args)
+    state = load_checkpoint(path)
+    size = args.image_size or state["config"].image_size
+    config = replace(state["config"], precision="fp32", image_size=size)
+    output = args.output or path.with_name(f"{path.stem}{'_half' if args.half else ''}.onnx")
+    dtype = torch.float16 if args.half else torch.float32
+
+    model = build_network(config.network).eval()
+    model.load_state_dict(state["model"])
+    reference = Predictor.from_model(model, config, choose_device("cpu", args.threads))
+    images, which = comparison_images(args.data_path, state["data_path"])
+    print(
+        f"Exporting {config.network} ({count_parameters(model):,} parameters, {str(dtype).removeprefix('torch.')}) of "
+        f"{path} to {output}\nComparing with PyTorch in float32 on {which}",
+        flush=True,
+    )
+    keys = ("network", "recipe", "image_size", "boundary")
+    metadata = {key: str(getattr(config, key)) for key in keys}
+    content = export(PixelsToProbability(fold_batchnorm(model), config, dtype).eval(), metadata).SerializeToString()
+    difference, bound = largest_difference(reference, content, images), LARGEST_DIFFERENCE[dtype]
+    print(
+        f"    largest difference of a probability {difference:.1e} (bound: {bound:.0e}), at 3 sizes and 2 batch sizes"
+    )
+    if not difference <= bound:  # NaN too
+        raise UserError(f"ONNX and PyTorch differ by {difference:.1e}, over {bound:.0e}; {output} is not written")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output) as file:
+        file.write(content)
+    print(f"wrote {output} ({len(content) / 1e6:.1f} MB)\nnext, in Python, without PyTorch:\n")
+    print(EXAMPLE.format(file=str(output), size=size))
+
+
+if __name__ == "__main__":
+    run_script(main)
