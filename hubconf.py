@@ -12,13 +12,15 @@ import sys
 import typing
 
 if typing.TYPE_CHECKING:
-    from predictor import Predictor
     from torch import nn
+
+    from predictor import Predictor
 
 dependencies = ["torch", "numpy", "cv2", "PIL"]  # names of modules; torch.hub says which are missing
 
-_REPO = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(_REPO / "src"))
+_SRC = str(pathlib.Path(__file__).resolve().parent / "src")
+if _SRC not in sys.path:
+    sys.path.insert(0, _SRC)
 
 
 def unet(weights: str | None = None) -> "nn.Module":
@@ -64,11 +66,12 @@ def _load(network: str, weights: str | None) -> "nn.Module":
     from cli import UserError, existing_path
     from models import build_network
 
+    if weights is None:
+        return build_network(network).eval()
+    state = load_checkpoint(existing_path(str(weights)))
+    found = state["config"].network
+    if found != network:
+        raise UserError(f"{weights} holds the network {found}, not {network}")
     model = build_network(network).eval()
-    if weights is not None:
-        state = load_checkpoint(existing_path(str(weights)))
-        found = state["config"].network
-        if found != network:
-            raise UserError(f"{weights} holds the network {found}, not {network}")
-        model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"])
     return model

@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return recognise(path, state)
     if isinstance(state, dict) and state.get("format") == 1:
         print(f"note: {path} was written by an earlier version: only its weights are read", file=sys.stderr)
-        known = {key: state["run"][key] for key in ("image_size", "boundary")}
+        known = {key: state["run"][key] for key in ("image_size", "boundary")} | {"recipe": state["recipe"]["name"]}
         return recognise(path, state["model"], **known) | {"data_path": state["run"]["data_path"]}
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")

@@ -39,12 +39,18 @@ def start() -> None:
     """Set up the process of a script, before it imports PyTorch.
 
     Ctrl-C and SIGTERM end it in one line. OpenMP's threads sleep while they wait, because threads that spin hold up
-    whatever else computes on the machine, and this process too. The C library keeps freed memory: it would give large
-    blocks back at once, and the next step would wait for zeroed pages.
+    whatever else computes on the machine, and this process too.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_on_signal)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory, where it would return large blocks to the system at once.
+
+    The next training step, or the next decoded image, would wait for zeroed pages. It raises the peak a little.
+    """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # not glibc
             c_library = ctypes.CDLL("libc.so.6")

@@ -160,6 +160,7 @@ def train_one_epoch(
                 break
             for group in state.optimizer.param_groups:
                 group["lr"] = state.learning_rate
+            torch.manual_seed(config.seed + state.global_step)  # for dropout: a resumed run draws alike
             slots = slice(state.step * size, (state.step + 1) * size)
             loss = train_step(state, pixels, on_device.theta[slots], on_device.colour[slots])
             state.loss_sum += loss
@@ -209,6 +210,8 @@ def refresh_batchnorm(state: TrainingState) -> None:
         norm.momentum = 1 / uses[norm]
 
     norms = [module for module in state.ema_model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(average_over_batches) for norm in norms]
     for norm in norms:

@@ -64,6 +64,12 @@ def dice_and_iou(intersection: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+def over_the_set(intersection: np.ndarray, areas: np.ndarray) -> tuple[float, float]:
+    """Dice and IoU of the pixels of all images together, from (n,) of what ``overlap`` returns."""
+    dice, iou = dice_and_iou(torch.tensor(intersection.sum()), torch.tensor(areas.sum()))
+    return dice.item(), iou.item()
+
+
 def dice_score(pred_mask: Tensor, gt_mask: Tensor) -> Tensor:
     """The reports' function: mean Dice of a batch of masks.
 
@@ -120,11 +126,6 @@ class Scores:
     areas: np.ndarray  # (n,) pixels of prediction and target together
     empty_target: np.ndarray  # (n,) bool: no pixel of the target is pet
     loss: float  # mean over the images; NaN without a criterion
-
-    def over_the_set(self) -> tuple[float, float]:
-        """Dice and IoU of all pixels of the split together."""
-        intersection, areas = self.intersection.sum(), self.areas.sum()
-        return 2 * intersection / max(areas, 1), intersection / max(areas - intersection, 1)
 
 
 def evaluate(
@@ -238,7 +239,7 @@ class Subject:
 def requested_checkpoint(args: argparse.Namespace) -> Path:
     """The file of the checkpoint that the flags name."""
     if args.file:
-        return next((path for path in (args.save_path / args.file, args.file) if path.is_file()), args.file)
+        return next((path for path in (args.file, args.save_path / args.file) if path.is_file()), args.file)
     return checkpoint_path(args.save_path, args.name, args.load_model_epoch or "best")
 
 
@@ -259,7 +260,7 @@ def open_checkpoint(args: argparse.Namespace) -> Subject:
     root = find_root(args.data_path or known_data_path(state["data_path"]))
     differences = {
         "": "" if args.file else (args.load_model_epoch or "best").replace("best", ""),
-        "limit": args.limit if args.limit != config.limit else None,
+        "limit": (args.limit or "none") if args.limit != config.limit else None,
         "size": args.image_size if args.image_size != config.image_size else None,
         "data-": root.name if root.resolve() != (REPO / state["data_path"]).resolve() else None,
     }
@@ -283,8 +284,8 @@ def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]
     """The score file's content: means per image and over the set, at both sizes, then every image's own."""
     config = subject.predictor.config
     column = {key: np.array([one[key] for one in own_size]) for key in own_size[0]}
-    intersection, areas = column["intersection"].sum(), column["areas"].sum()
-    dice_set, iou_set = scores.over_the_set()
+    dice_set, iou_set = over_the_set(scores.intersection, scores.areas)
+    dice_set_original, iou_set_original = over_the_set(column["intersection"], column["areas"])
     return {
         "dice": scores.dice.mean(),
         "iou": scores.iou.mean(),
@@ -292,8 +293,8 @@ def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]
         "iou_set": iou_set,
         "dice_original": column["dice_original"].mean(),
         "iou_original": column["iou_original"].mean(),
-        "dice_set_original": 2 * intersection / max(areas, 1),
-        "iou_set_original": intersection / max(areas - intersection, 1),
+        "dice_set_original": dice_set_original,
+        "iou_set_original": iou_set_original,
         "boundary_f": column["boundary_f"].mean(),
         "perimeter_ratio": column["perimeter"].sum() / max(column["target_perimeter"].sum(), 1),
         "images": len(scores.names),
@@ -340,6 +341,7 @@ def score_checkpoint(
         args: the flags of ``evaluate.py`` or ``inference.py``.
         on_sample: as of ``score_split``.
     """
+    cli.keep_freed_memory()
     subject = open_checkpoint(args)
     predictor, config = subject.predictor, subject.predictor.config
     epoch = "weights alone" if subject.epoch is None else f"epoch {subject.epoch}"
@@ -403,9 +405,9 @@ def add_scoring_options(parser: ArgumentParser) -> None:
     )
 
 
-def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None, needs_run: bool = True) -> argparse.Namespace:
+def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_run_args(argv)
-    if needs_run and not args.name:
+    if not args.name and not getattr(args, "input", None):  # photos have a default
         parser.error("which network? --model U or --model R")
     if args.file and args.load_model_epoch:
         parser.error("--model FILE.pth names the checkpoint, and so does --load_model_epoch: give one of them")

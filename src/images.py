@@ -15,7 +15,6 @@ from cli import UserError, cpu_cores
 
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # MPO is JPEG; no others: some run programs to decode
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".heic", ".heif"}
-cv2.setNumThreads(1)  # images are spread over threads by in_threads; threads within one image would only compete
 
 
 def decode_image(path: Path) -> np.ndarray:
@@ -84,7 +83,7 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
                 image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-            return np.array(image.convert("RGBA"))
+            return np.asarray(image.convert("RGBA"))
     except UnidentifiedImageError:
         heic = " (HEIC needs: pip install pillow-heif)" if data[4:8] == b"ftyp" and "HEIF" not in formats else ""
         raise UserError(f"{name} is not a photo that can be read{heic}") from None
@@ -160,6 +159,7 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], ahead: int 
 
     For decoding and encoding, which release Python's lock.
     """
+    cv2.setNumThreads(1)  # threads within one image would only compete with these
     with ThreadPoolExecutor(cpu_cores()) as pool:
         waiting = []
         try:

@@ -75,6 +75,10 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
     return path
 
 
+TEST_FLAGS = ("limit", "data_path", "masks_only")
+PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "overwrite", "pixel_limit")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Predict the test images, or any photos, with a checkpoint.")
     add_scoring_options(parser)
@@ -92,27 +96,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PHOTO",
         help="files, folders, patterns, or - for standard input to standard output",
     )
-    add("--write", type=products, default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
+    add("--write", default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
     add("--recursive", action="store_true", help="take the folders below a folder too")
-    add("--threshold", type=cli.fraction, default=0.5, help="probability from which on a pixel is pet")
+    add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--pixel_limit", type=cli.positive_float, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
-    args = parse_scoring_args(parser, argv, needs_run="--input" not in (sys.argv[1:] if argv is None else argv))
-    if args.input and "-" in args.input and len(args.input) > 1:
+    args = parse_scoring_args(parser, argv)
+    other = TEST_FLAGS if args.input else PHOTO_FLAGS
+    for flag in other:
+        if getattr(args, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} goes {'without' if args.input else 'with'} --input only")
+    args.write = tuple(dict.fromkeys(args.write.split(",")))
+    if not set(args.write) <= set(PRODUCTS):
+        parser.error(f"--write takes {', '.join(PRODUCTS)}, with commas between")
+    if "-" in (args.input or []) and len(args.input) > 1:
         parser.error("--input - takes one photo, and no other inputs")
     return args
 
 
-def products(text: str) -> tuple[str, ...]:
-    wrong = [name for name in text.split(",") if name not in PRODUCTS]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(PRODUCTS)}")
-    return tuple(dict.fromkeys(text.split(",")))
-
-
 def photo_checkpoint(args: argparse.Namespace) -> Path:
-    """The checkpoint that the flags name or, where they name none: R's best, else U's, else the weights in the box."""
+    """The checkpoint that the flags name or, where they name none: R's best, else U's, else the bundled weights."""
     if args.file or args.name:
         return requested_checkpoint(args)
     runs = [checkpoint_path(args.save_path, name, "best") for name in ("R", "U")]

@@ -71,7 +71,10 @@ def read_list(root: Path, name: str) -> list[str]:
 
 
 def read_split(root: Path, mode: str) -> list[str]:
-    """Read the names of a split's samples. Every tenth of trainval.txt, from its first on, is valid, the others train.
+    """Read the names of a split's samples.
+
+    A data set that has ``annotations/valid.txt`` says itself what is valid; the others of trainval.txt are train. Where
+    there is none, as in the original, every tenth of trainval.txt, from its first on, is valid.
 
     Args:
         mode: train (3312 of the real data), valid (368) or test (3669).
@@ -81,6 +84,10 @@ def read_split(root: Path, mode: str) -> list[str]:
     if mode == "test":
         return read_list(root, "test")
     names = read_list(root, "trainval")
+    if (root / "annotations" / "valid.txt").is_file():
+        valid = read_list(root, "valid")
+        chosen = set(valid)
+        return valid if mode == "valid" else [name for name in names if name not in chosen]
     return names[::10] if mode == "valid" else [name for index, name in enumerate(names) if index % 10]
 
 
@@ -101,7 +108,7 @@ def trimap_path(root: Path, name: str) -> Path:
 
 def missing_files(root: Path) -> list[Path]:
     """The images and trimaps that are listed but missing."""
-    names = [name for listed in ("trainval", "test") for name in read_list(root, listed)]
+    names = [name for mode in MODES for name in read_split(root, mode)]
     return [path for name in names for path in (image_path(root, name), trimap_path(root, name)) if not path.is_file()]
 
 

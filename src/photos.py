@@ -24,6 +24,7 @@ from report import overlay
 
 PRODUCTS = ("mask", "overlay", "cutout", "probability")
 BATCH = 8  # photos predicted together
+STRIP = 256  # rows of a photo that are cut out together
 MIXED = 2  # pixels on both sides of the outline whose colours may mix pet and background
 
 
@@ -33,7 +34,7 @@ class PhotoOptions:
 
     output: Path
     write: tuple[str, ...] = ("mask", "cutout")  # of PRODUCTS
-    threshold: float = 0.5  # probability from which on a pixel is pet
+    threshold: float = 0.5  # a pixel is pet above this probability
     largest_only: bool = False  # keep the largest connected part of the mask only
     overwrite: bool = False
     recursive: bool = False  # also the folders below a folder
@@ -52,13 +53,13 @@ class Photo(NamedTuple):
 def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
     """The photos that the inputs name: files, folders (by the endings of photos), and patterns such as ``*.png``.
 
-    A folder's structure is mirrored in the output. Where two photos share a folder and a stem, the ending stays in the
-    results' names: ``a.jpg_mask.png``.
+    A folder's structure is mirrored in the output. Where photos of different folders share a name, their folder's name
+    is put in front; where two share a stem, the ending stays in the results' names: ``a.jpg_mask.png``.
 
     Raises:
         UserError: an input names nothing.
     """
-    found: dict[Path, Path] = {}  # the path in the output, without its ending, by file
+    found: dict[Path, Path] = {}  # by file, its name in the output
     for text in inputs:
         paths = (
             [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
@@ -67,24 +68,33 @@ def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
             raise UserError(f"--input {text}: no such file or folder, and no file matches it")
         for path in paths:
             if path.is_dir():
-                files = sorted(path.rglob("*") if options.recursive else path.iterdir())
-                photos = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file()]
-                if not photos and len(paths) == 1:
+                in_folder = folder_photos(path, options.recursive)
+                if not in_folder and len(paths) == 1:
                     deeper = "" if options.recursive else " (--recursive takes the folders below it too)"
                     raise UserError(f"--input {text}: no photo in this folder{deeper}")
-                found |= {file: file.relative_to(path) for file in photos if not file.name.startswith(".")}
+                found |= {file: file.relative_to(path) for file in in_folder}
             else:
                 found[path] = Path(path.name)
+    names = Counter(found.values())
+    found = {f: name if names[name] == 1 else f.absolute().parent.name / name for f, name in found.items()}
     stems = Counter(name.with_suffix("") for name in found.values())
-    photos = [
-        Photo(file, name if stems[name.with_suffix("")] > 1 else name.with_suffix("")) for file, name in found.items()
-    ]
-    twins = [target for target, count in Counter(photo.target for photo in photos).items() if count > 1]
-    if twins:
-        raise UserError(
-            f"two inputs would be written to the same {options.output / twins[0]}: give each its own --output"
-        )
+    photos = [Photo(f, name if stems[name.with_suffix("")] > 1 else name.with_suffix("")) for f, name in found.items()]
+    for target, count in Counter(photo.target for photo in photos).items():
+        if count > 1:
+            raise UserError(
+                f"two inputs would be written as {options.output / target}: give each an --output of its own"
+            )
     return photos
+
+
+def folder_photos(folder: Path, recursive: bool) -> list[Path]:
+    """The photos in a folder, by their endings; hidden files and the results of an earlier call are left out."""
+    results = tuple(f"_{product}.png" for product in PRODUCTS)
+    return [
+        file
+        for file in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and not file.name.endswith(results)
+    ]
 
 
 def result_path(photo: Photo, product: str, options: PhotoOptions) -> Path:
@@ -116,6 +126,16 @@ def cut_out(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 4) uint8.
     """
+    result = np.empty_like(rgba)
+    margin = 4 * MIXED
+    for top in range(0, len(rgba), STRIP):  # strips, so that a large photo needs little more memory than its own
+        first, last = max(0, top - margin), min(len(rgba), top + STRIP + margin)
+        strip = _cut_out_strip(rgba[first:last], mask[first:last])
+        result[top : top + STRIP] = strip[top - first : top - first + STRIP]
+    return result
+
+
+def _cut_out_strip(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
     alpha = cv2.GaussianBlur(mask.astype(np.uint8) * 255, (5, 5), 0.8)
     inside = cv2.erode(mask.astype(np.uint8), np.ones((2 * MIXED + 1, 2 * MIXED + 1), np.uint8)).astype(np.float32)
     window = (4 * MIXED + 1, 4 * MIXED + 1)
@@ -136,9 +156,9 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: PhotoOptions) -> int:
-    """Write what is asked of a photo and not there yet; returns how many files."""
+    """Write the results of a photo that are not there yet; returns how many files."""
     mask = clean_mask(probs, options)
-    makers = {
+    draw = {
         "mask": lambda: mask.astype(np.uint8) * 255,
         "overlay": lambda: overlay(rgba[..., :3], mask),
         "cutout": lambda: cut_out(rgba, mask),
@@ -150,7 +170,7 @@ def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: Ph
         if options.overwrite or not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                file.write(encode_png(makers[product]()))
+                file.write(encode_png(draw[product]()))
             written += 1
     return written
 
@@ -167,7 +187,7 @@ def read_photos(photos: Iterable[Photo]) -> Iterator[tuple[Photo, np.ndarray | U
         except UserError as error:
             return photo, error
 
-    return in_threads(read, photos, ahead=BATCH)
+    return in_threads(read, photos, ahead=1)
 
 
 def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOptions) -> int:
@@ -188,7 +208,7 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
     def finish() -> int:
         probs = predictor.predict([rgba[..., :3] for _, rgba in batch], BATCH)
         jobs = ((photo, rgba, prob, options) for (photo, rgba), prob in zip(batch, probs, strict=True))
-        count = sum(in_threads(lambda job: write_results(*job), jobs, ahead=BATCH))
+        count = sum(in_threads(lambda job: write_results(*job), jobs, ahead=1))
         batch.clear()
         return count
 
@@ -198,7 +218,7 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
             errors += 1
             continue
         batch.append((photo, rgba))
-        if len(batch) == BATCH or sum(one.nbytes for _, one in batch) > 2**28:
+        if len(batch) == BATCH or sum(one.nbytes for _, one in batch) > 2**26:
             written += finish()
     if batch:
         written += finish()

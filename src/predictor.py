@@ -7,6 +7,7 @@ probs = predictor("photo.jpg")  # (H, W) float32, 0 to 1, at the photo's own siz
 mask = probs > 0.5
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,7 @@ class Predictor:
         stacked = np.stack([resize_image(image, size, size) for image in images])
         pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
         for image, logits in zip(images, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
-            yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid().numpy()
+            yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid_().numpy()
 
 
 def load_photo(path: Path) -> np.ndarray:
@@ -151,7 +152,8 @@ def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """The same function in evaluation mode, each BatchNorm behind a convolution folded into that convolution's weights.
 
-    A network that torch.fx cannot trace, because its control flow depends on values, is returned as it is.
+    A network that torch.fx cannot trace, because its control flow depends on values, or that uses a convolution twice
+    is returned as it is.
     """
     from torch import fx
     from torch.fx.experimental.optimization import fuse
@@ -160,5 +162,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     try:
         graph = tracer.trace(model.eval())
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+        return model
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if any(calls[name] > 1 for name in convolutions):  # different BatchNorms may follow: fuse would fold one into both
         return model
     return fuse(fx.GraphModule(tracer.root, graph), no_trace=True)

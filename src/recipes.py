@@ -63,7 +63,7 @@ class Config:
     stop_at_dice: float | None = None  # end the run when the validation Dice reaches it
 
     def __post_init__(self) -> None:
-        if not isinstance(self.augmentation, Augmentation):
+        if not isinstance(self.augmentation, Augmentation) or not isinstance(self.augmentation.whole_degrees, bool):
             raise UserError(f"recipe {self.recipe!r}: augmentation is {self.augmentation!r}, not an Augmentation(...)")
         choices = {
             "network": NETWORKS,
@@ -125,7 +125,9 @@ class Config:
         Raises:
             UserError: a field is unknown, or a value impossible.
         """
-        augmentation = data.get("augmentation", {})
+        augmentation = data.get("augmentation", {}) if isinstance(data, dict) else None
+        if not isinstance(augmentation, dict) or "network" not in data:
+            raise UserError("the config is not a dict with a network and an augmentation")
         for kind, fields in ((cls, data), (Augmentation, augmentation)):
             unknown = sorted(fields.keys() - {known.name for known in dataclasses.fields(kind)})
             if unknown:
@@ -230,15 +232,16 @@ def lab2(network: str) -> Config:
 
     It gives no batch size, and "more than 80" epochs: 16 and 100 are ours.
     """
+    network = {"UNet": "lab2.UNet", "ResNet34_UNet": "lab2.ResNet34_UNet"}.get(network, network)
     return Config(
-        {"UNet": "lab2.UNet", "ResNet34_UNet": "lab2.ResNet34_UNet"}.get(network, network),
+        network,
         recipe="lab2",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         augmentation=Augmentation(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, whole_degrees=True),
         loss="bce",
         optimizer="adam",
-        learning_rate=1e-2 if network == "ResNet34_UNet" else 1e-3,
+        learning_rate=1e-2 if network == "lab2.ResNet34_UNet" else 1e-3,
         weight_decay=0.0,
         schedule="exponential",
         warmup=0.0,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from atomic import atomic_write
-from checkpoint import checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
 from cli import (
     DATASET,
     PRECISIONS,
@@ -66,6 +66,7 @@ class Run:
     data_path: str
     state: TrainingState
     provenance: dict[str, Any]
+    fingerprints: list[str]  # of the training and the validation images
     history: list[dict[str, float]] = field(default_factory=list)
     best_dice: float = -1.0
     unsaved_best: dict[str, Any] | None = None  # the best checkpoint since the last save
@@ -88,7 +89,7 @@ class Run:
     def checkpoint(self) -> dict[str, Any]:
         """What every checkpoint holds; see checkpoint.py."""
         return {
-            "format": 2,
+            "format": FORMAT,
             "config": self.config.to_dict(),
             "model": self.state.ema_model.state_dict(),
             "data_path": self.data_path,
@@ -112,7 +113,7 @@ class Run:
             "seconds": state.seconds,
             "loss_sum": state.loss_sum,
             "best_dice": self.best_dice,
-            "samples": [len(state.train), len(state.valid)],
+            "fingerprints": self.fingerprints,
         }
         save_checkpoint(self.path("last"), {**self.checkpoint(), "training": training})
 
@@ -221,11 +222,12 @@ def estimate_length(run: Run) -> Callable[[TrainingState], None]:
         print(f"expected length {format_duration(seconds)}", flush=True)
         if state.device.type == "cpu" and seconds > SLOW_HOURS * 3600:
             small = "dataset/oxford-iiit-pet-128"
-            train = ("python", "src/train.py", *run_flags(run), "--data_path", small, "--image_size", 128)
+            flags = ("--model", default_run_name(network_names(), run.network, None), "--recipe", "cpu")
+            shrink = shell("python", "tools/shrink_data.py", run.data_path, small, "--size", 128)
             print(
-                "on a CPU, small images and few epochs serve better; stop with Ctrl-C, then:\n"
-                f"    {shell('python', 'tools/shrink_data.py', run.data_path, small, '--size', 128)}\n"
-                f"    {shell(*train, '--epochs', 12, '--overwrite')}",
+                "for a CPU there is --recipe cpu, on small images; stop with Ctrl-C, then:\n"
+                + (f"    {shrink}\n" if config.image_size > 128 else "")
+                + f"    {shell('python', 'src/train.py', *flags, '--data_path', small)}",
                 flush=True,
             )
 
@@ -273,23 +275,21 @@ def resolve_config(args: argparse.Namespace, start: dict[str, Any] | None) -> Co
     """
     fields = {field.name for field in dataclasses.fields(Config)} - {"network", "recipe"}
     typed = {key: value for key, value in vars(args).items() if key in fields and value is not None}
-    wanted = RECIPES[args.recipe or "default"](args.model)
-    if start is None or args.init_from:
-        config = dataclasses.replace(wanted, **typed)
-    else:
-        loaded: Config = start["config"]
-        is_other_recipe = args.recipe and args.recipe != loaded.recipe
-        config = dataclasses.replace(wanted if is_other_recipe else loaded, **typed)
-    if start is None:
+    loaded: Config | None = start["config"] if start else None
+    recipe = args.recipe or (loaded.recipe if loaded and not args.init_from else "default")
+    wanted = RECIPES[recipe](args.model) if recipe in RECIPES else dataclasses.replace(loaded, network=args.model)
+    goes_on = loaded is not None and not args.init_from
+    config = dataclasses.replace(loaded if goes_on and recipe == loaded.recipe else wanted, **typed)
+    if loaded is None:
         return config
-    loaded = start["config"]
     if loaded.network != config.network or (not args.init_from and config.network not in (wanted.network, args.model)):
         raise UserError(f"the checkpoint holds the network {loaded.network}, which --model {args.model} does not fit")
     if args.resume:
         check_exact(config, loaded)
     if not args.init_from and config.epochs <= start["epoch"]:
         done = plural(start["epoch"], "epoch")
-        raise UserError(f"{done} of {config.epochs} done: --resume --epochs MORE goes on")
+        more = "--load_model_epoch final" if depends_on_epochs(config) else "--resume"
+        raise UserError(f"{done} of {config.epochs} done; to go on: {more} --epochs MORE")
     if not args.init_from and (start["scores"].get("valid_dice", 0) >= (config.stop_at_dice or math.inf)):
         raise UserError(f"--stop_at_dice {config.stop_at_dice} is reached: --resume --stop_at_dice HIGHER goes on")
     return config
@@ -303,19 +303,25 @@ def check_exact(config: Config, loaded: Config) -> None:
         if value != loaded.to_dict()[key] and key != "stop_at_dice"
     }
     if changed.keys() == {"epochs"}:
-        depends = loaded.schedule == "cosine" or loaded.warmup or loaded.progressive
-        if not depends:
+        if not depends_on_epochs(loaded):
             return
         raise UserError(
             f"the {loaded.schedule} schedule was laid out for {plural(loaded.epochs, 'epoch')}, so --resume cannot "
             "change them; continue from the weights alone: --load_model_epoch final --epochs MORE"
         )
+    if "recipe" in changed:
+        changed = {"recipe": config.recipe}
     if changed:
         flags = ", ".join(f"--{key} {value} (was {loaded.to_dict()[key]})" for key, value in changed.items())
         raise UserError(
             f"--resume goes on exactly, which it could not with {flags}; leave that out, or continue from the weights "
-            "alone: --load_model_epoch best, final or N, or as a new run: --init_from best"
+            "alone: --load_model_epoch best, final or N; or as a new run: --init_from FILE.pth --name NEW"
         )
+
+
+def depends_on_epochs(config: Config) -> bool:
+    """Whether a run of more epochs would have trained the first ones otherwise."""
+    return bool(config.schedule == "cosine" or config.warmup or config.progressive)
 
 
 def build_run(args: argparse.Namespace) -> Run:
@@ -338,7 +344,9 @@ def build_run(args: argparse.Namespace) -> Run:
     root = find_root(data_path)
     print_plan(args, config, device, root)
     limits = {"train": config.train_images or config.limit, "valid": config.limit}
-    train, valid = (load_split(root, mode, config.image_size, limit).to(device) for mode, limit in limits.items())
+    train, valid = (load_split(root, mode, config.image_size, limit) for mode, limit in limits.items())
+    fingerprints = [train.fingerprint(), valid.fingerprint()]
+    train, valid = train.to(device), valid.to(device)
     on_device = "on the device" if train.pixels.device.type == device.type else "in a memory map: too large for the GPU"
     print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation, {on_device}", flush=True)
     resolved = root.resolve()
@@ -346,9 +354,10 @@ def build_run(args: argparse.Namespace) -> Run:
         args.name,
         args.model,
         folder,
-        str(resolved.relative_to(REPO) if resolved.is_relative_to(REPO) else resolved),
+        (resolved.relative_to(REPO) if resolved.is_relative_to(REPO) else resolved).as_posix(),
         create_state(config, device, train, valid),
         provenance(),
+        fingerprints,
     )
     if start:
         restore(run, start, args)
@@ -392,11 +401,10 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
     state.epoch, run.history = start["epoch"], start["history"]
     if args.resume:
         training = start["training"]
-        samples = [len(state.train), len(state.valid)]
-        if samples != training["samples"]:
+        if run.fingerprints != training["fingerprints"]:
             raise UserError(
-                f"the run trained on {training['samples']} images (train, validation), but {state.train.root} has "
-                f"{samples}: --resume goes on exactly, and so on the same data only"
+                f"{state.train.root} holds other data than the run trained on, here {len(state.train)} training and "
+                f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
             )
         state.model.load_state_dict(training["model"])
         state.optimizer.load_state_dict(training["optimizer"])
@@ -470,6 +478,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def file_or_checkpoint(text: str) -> str | Path:
+    if "." in text and not text.endswith((".pth", ".pt")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a file that ends in .pth or .pt nor best, last, final or N"
+        )
     return cli.existing_path(text) if text.endswith((".pth", ".pt")) else cli.which_checkpoint(text)
 
 
@@ -495,11 +507,13 @@ def exported_weights(run: Run) -> Path:
 def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
+    for path in run.folder.glob(f".{run.name}_*"):  # of a write that was killed
+        path.unlink()
     if not (args.resume or args.load_model_epoch):
-        for path in run.folder.glob(f"{run.name}_*"):
-            if path.suffix in (".pth", ".npy", ".csv", ".png", ".json"):
-                path.unlink()
         save_checkpoint(run.path("0"), run.checkpoint())
+        for path in run.folder.glob(f"{run.name}_*"):
+            if path.suffix in (".pth", ".npy", ".csv", ".png", ".json") and path != run.path("0"):
+                path.unlink()
     content = {
         "config": run.config.to_dict(),
         "data_path": run.data_path,
@@ -527,6 +541,7 @@ def draw_run(run: Run) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    cli.keep_freed_memory()
     run = build_run(args)
     with StopSignal() as stop:
         try:

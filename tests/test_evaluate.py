@@ -166,7 +166,7 @@ def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
         assert dice == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
         assert iou == pytest.approx(len(p & t) / len(p | t))
     over_the_set = 2 * len(pred & target) / (len(pred) + len(target)), len(pred & target) / len(pred | target)
-    assert scores.over_the_set() == pytest.approx(over_the_set)
+    assert evaluate.over_the_set(scores.intersection, scores.areas) == pytest.approx(over_the_set)
     assert np.flatnonzero(scores.empty_target).tolist() == empty
     assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
 
@@ -201,9 +201,9 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
     state = torch.load(tmp_path / "R" / "R_best.pth", weights_only=True)
     state["config"]["boundary"] = "background"  # the checkpoint's convention is taken
     save_checkpoint(tmp_path / "R" / "R_best.pth", state)
-    other = scores_of("--split", "test", "--limit", 3)
+    other = scores_of("--split", "test", "--limit", 3, file="limit3_test_scores")
     assert (other["boundary"], other["images"]) == ("background", 3)
-    assert (other["per_image"][0]["dice"]) != report["per_image"][0]["dice"]
+    assert other["per_image"][0]["dice"] != report["per_image"][0]["dice"]
 
 
 def test_what_the_script_refuses(run_train: Train, tmp_path: Path) -> None:
@@ -226,13 +226,14 @@ def test_what_the_script_refuses(run_train: Train, tmp_path: Path) -> None:
         evaluate.main(["--name", "mine", "--save_path", str(tmp_path)])
 
 
-def test_a_file_of_the_save_path_precedes_one_here(
+def test_a_file_here_precedes_one_of_the_save_path(
     drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "saved" / "x.pth", build_network("lab2.UNet").state_dict())
-    save_checkpoint(tmp_path / "x.pth", {"another": "file"})
+    save_checkpoint(tmp_path / "saved" / "y.pth", {"another": "file"})
+    save_checkpoint(tmp_path / "y.pth", build_network("lab2.UNet").state_dict())
     flags = ["--data_path", str(drawn_pets), "--image_size", "32", "--save_path", "saved"]
-    for file in ("x.pth", "saved/x.pth"):
-        evaluate.main(["--model", file, *flags])
-        assert f"Loading model from {Path('saved/x.pth')} (weights alone)" in capsys.readouterr().out
+    for typed, file in (("x.pth", "saved/x.pth"), ("saved/x.pth", "saved/x.pth"), ("y.pth", "y.pth")):
+        evaluate.main(["--model", typed, *flags])
+        assert f"Loading model from {Path(file)} (weights alone)" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_odd_data(trained: list[str], drawn_pets: Path, tmp_path: Path, capsys: 
         inference.main([*trained, "--data_path", str(copy), "--limit", str(limit)])
         with Image.open(tmp_path / "out" / f"{name}_mask.png") as mask:
             assert mask.size == image.shape[1::-1]
-        report = json.loads((tmp_path / "R" / "R_test_scores.json").read_text())
+        report = json.loads((tmp_path / "R" / f"R_limit{limit}_data-copy_test_scores.json").read_text())
         row = report["per_image"][0]
         assert (report["images"], report["empty_targets"], row["empty_target"]) == (limit, 1, True)
         assert row["dice"] in (0, 1)

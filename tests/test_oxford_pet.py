@@ -28,6 +28,7 @@ from oxford_pet import (
     load_dataset,
     load_split,
     main,
+    missing_files,
     read_list,
     read_split,
     rotate_and_flip,
@@ -61,6 +62,15 @@ def test_every_tenth_of_trainval_is_valid(tmp_path: Path) -> None:
     assert read_split(tmp_path, "test") == ["b_2", "a_1"]
     with pytest.raises(ValueError, match=r"'trainval'.*train, valid, test"):
         read_split(tmp_path, "trainval")
+
+
+def test_valid_list_replaces_every_tenth(pets: Path) -> None:
+    names, tenths = read_list(pets, "trainval"), read_split(pets, "valid")
+    (pets / "annotations" / "valid.txt").write_text(f"{names[5]}\n{names[3]} 1 1 1\nnot_in_trainval\n")
+    assert read_split(pets, "valid") == [names[5], names[3], "not_in_trainval"]
+    assert read_split(pets, "train") == [name for name in names if name not in (names[3], names[5])]
+    assert set(tenths) < set(read_split(pets, "train"))
+    assert [path.name for path in missing_files(pets)] == ["not_in_trainval.jpg", "not_in_trainval.png"]
 
 
 @pytest.mark.parametrize("given", ["dataset/oxford-iiit-pet", "dataset", "."])

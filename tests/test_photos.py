@@ -132,8 +132,11 @@ def test_a_folder_is_mirrored_and_shared_stems_keep_their_endings(run: Path, tmp
     for wrong in ("nothing.jpg", str(folder / "*.gif")):
         with pytest.raises(UserError, match="no such file"):
             find_photos([wrong], options)
-    with pytest.raises(UserError, match="same"):
-        find_photos([str(folder / "b.png"), str(folder / "deep" / ".." / "b.png")], options)
+    twins = find_photos([str(folder / "b.png"), str(folder / "deep" / "c.png")], options)
+    assert [str(photo.target) for photo in twins] == ["b", "c"]
+    red_box(40, 40).save(folder / "deep" / "b.png")
+    twins = find_photos([str(folder / "b.png"), str(folder / "deep" / "b.png")], options)
+    assert [str(photo.target) for photo in twins] == ["in/b", "deep/b"]
 
 
 def test_a_broken_photo_is_named_and_all_others_are_done(

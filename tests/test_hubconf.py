@@ -1,0 +1,54 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cli import REPO, UserError
+from models import build_network
+from predictor import Predictor
+
+
+def load(name: str, **options: object) -> object:
+    return torch.hub.load(str(REPO), name, source="local", **options)
+
+
+def test_torch_hub_lists_the_networks_and_the_predictor() -> None:
+    spec = importlib.util.spec_from_file_location("hubconf", REPO / "hubconf.py")
+    hubconf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hubconf)
+    public = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    assert public == {"unet", "resnet34_unet", "resnet34_unet_small", "predictor"}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "small.pth"
+    torch.save(build_network("ResNet34_UNet_small").state_dict(), path)
+    return path
+
+
+def test_a_network_by_name_with_weights(weights: Path) -> None:
+    model = load("resnet34_unet_small", weights=weights)
+    assert not model.training
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="holds the network ResNet34_UNet_small, not UNet"):
+        load("unet", weights=weights)
+    with pytest.raises(UserError, match="no checkpoint"):
+        load("unet", weights="gone.pth")
+
+
+def test_a_network_without_weights() -> None:
+    for name, parameters in {"unet": 31_037_633, "resnet34_unet": 24_430_404}.items():
+        model = load(name)
+        assert not model.training
+        assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_predictor(weights: Path) -> None:
+    image = np.zeros((40, 50, 3), np.uint8)
+    probs = load("predictor", checkpoint=weights, device="cpu", image_size=32)(image)
+    np.testing.assert_array_equal(probs, Predictor(weights, "cpu", image_size=32)(image))
