@@ -12,7 +12,7 @@ DEVELOPMENT = $(VENV)/development-installed
 .PHONY: help demo test test-all lint train evaluate inference
 
 help:
-	@echo "make demo                    draw 400 pets, train R on them, cut them out (3 minutes on 2 cores)"
+	@echo "make demo                    draw 400 pets, train R on them, cut them out (8 minutes on 2 cores)"
 	@echo "make test, make lint         the test suite (4 minutes at most), the linter"
 	@echo "make test-all                the slow tests too"
 	@echo "make train MODEL=R           train on Oxford-IIIT Pet; more flags in ARGS='--image_size 128 --epochs 12'"

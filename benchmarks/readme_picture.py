@@ -1,4 +1,4 @@
-"""Draw the picture that README opens with: evenly spaced test images of `make demo`, not chosen ones.
+"""Draw the picture that README opens with: evenly spaced test images of `make demo`, their masks and cut-outs.
 
 python benchmarks/readme_picture.py
 """
@@ -19,9 +19,17 @@ from PIL import Image
 
 from cli import OUTPUTS, REPO, SAVED_MODELS, ArgumentParser, UserError, existing_path, run_script
 from images import decode_image
-from oxford_pet import evenly_spaced, find_root, image_path, read_split, trimap_path
-from report import draw_contact_sheet, overlay
-from trimap import BACKGROUND, decode_trimap
+from oxford_pet import evenly_spaced, find_root, image_path, read_split
+from photos import cut_out
+from report import draw_contact_sheet
+
+
+def on_squares(rgba: np.ndarray, side: int = 12) -> np.ndarray:
+    """A transparent image, (H, W, 4) uint8, on grey and white squares of ``side`` pixels; (H, W, 3) uint8."""
+    rows, columns = np.indices(rgba.shape[:2]) // side
+    squares = np.where((rows + columns) % 2, 255, 205)[..., None]
+    alpha = rgba[..., 3:] / 255
+    return (rgba[..., :3] * alpha + squares * (1 - alpha)).round().astype(np.uint8)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,10 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     dice = {row["name"]: row["dice"] for row in report["per_image"]}
     tiles = []
     for name in evenly_spaced(read_split(root, "test"), 9):
-        image, target = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name)) != BACKGROUND
-        with Image.open(OUTPUTS / args.name / f"{name}_mask.png") as mask:
-            pred = np.asarray(mask) > 0
-        tiles.append((f"{name}, Dice {dice[name]:.3f}", [image, overlay(image, target), overlay(image, pred)]))
+        image = decode_image(image_path(root, name))
+        with Image.open(OUTPUTS / args.name / f"{name}_mask.png") as file:
+            mask = np.asarray(file)
+        cutout = cut_out(np.dstack((image, np.full_like(mask, 255))), mask > 0)
+        tiles.append((f"{name}, Dice {dice[name]:.3f}", [image, np.dstack([mask] * 3), on_squares(cutout)]))
     Image.fromarray(draw_contact_sheet(tiles, columns=3, side=128)).save(args.output, optimize=True)
     print(f"wrote {args.output}")
 

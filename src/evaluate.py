@@ -317,7 +317,7 @@ def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]
 
 def print_scores(report: dict[str, Any], split: Split) -> None:
     """Print a summary; its first line is the reports' ``Dice Score: 0.9011``."""
-    flip = ", averaged with the mirrored image's prediction" if report["flip_average"] else ""
+    flip = ", test-time augmentation (flip)" if report["flip_average"] else ""
     print(
         f"Dice Score: {report['dice']:.4f}\n"
         f"    mean over {len(split)} {split.mode} images at {report['image_size']}x{report['image_size']}, boundary "
@@ -401,7 +401,7 @@ def add_scoring_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--flip_average",
         action="store_true",
-        help="average with the mirrored image's prediction (test-time augmentation)",
+        help="test-time augmentation: average the logits with those of the flipped image",
     )
 
 
@@ -421,7 +421,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--split",
         choices=("train", "valid", "test"),
         default="valid",
-        help="which images; look at test once, at the end",
+        help="which images; use test once, at the end",
     )
     return parse_scoring_args(parser, argv)
 

@@ -150,7 +150,7 @@ class Config:
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
         if self.schedule == "exponential":
-            epochs_done = math.floor(progress * self.epochs + 1e-6)  # whatever the division has rounded
+            epochs_done = math.floor(progress * self.epochs + 1e-6)  # 1e-6: against rounding
             return self.learning_rate * self.decay**epochs_done
         return self.learning_rate
 

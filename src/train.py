@@ -191,7 +191,7 @@ def finish_epoch(run: Run, row: dict[str, float]) -> bool:
 
 
 def work(config: Config, first: int, last: int) -> float:
-    """How much the epochs after ``first`` up to ``last`` cost, in a unit of no meaning."""
+    """How much the epochs after ``first`` up to ``last`` cost, in pixels."""
     return sum(config.image_size_at(epoch) ** 2 + OVERHEAD_PIXELS for epoch in range(first + 1, last + 1))
 
 
@@ -441,7 +441,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=cli.positive_int, help=f"(default: the recipe's, {recipe.epochs})")
     add("--batch_size", type=cli.positive_int, help=f"images a step (default: the recipe's, {recipe.batch_size})")
     add("--learning_rate", type=cli.positive_float, help=f"at its peak (default: the recipe's, {recipe.learning_rate})")
-    add("--train_images", type=cli.positive_int, help="train on so many only, evenly spaced")
+    add("--train_images", type=cli.positive_int, help="number of training images, evenly spaced (default: all)")
     add("--seed", type=cli.whole_number, help=f"of weights, order and augmentation (default: {recipe.seed})")
     add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where the device has it (default: auto)")
     add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")

@@ -15,6 +15,8 @@ import evaluate
 import mean_mask
 import networks
 import peers
+import photo_edge
+import photo_speed
 import readme_picture
 import roofline
 import speed
@@ -36,7 +38,7 @@ def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(table, name, value)
 
 
-@pytest.mark.parametrize("script", [mean_mask, networks, peers, readme_picture, speed, study])
+@pytest.mark.parametrize("script", [mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study])
 def test_help_names_each_flag_and_does_nothing_else(script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         script.main(["--help"])
