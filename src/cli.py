@@ -38,12 +38,12 @@ class UserError(Exception):
 def start() -> None:
     """Set up the process of a script, before it imports PyTorch.
 
-    Ctrl-C and SIGTERM end it in one line. OpenMP's threads sleep while they wait, because threads that spin hold up
-    whatever else computes on the machine, and this process too.
+    Ctrl-C and SIGTERM end it in one line. OpenMP's threads spin only briefly while they wait for each other: where other
+    processes compute too, long spinning takes the cores from the thread that is waited for (figures in CHANGELOG.md).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_on_signal)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def keep_freed_memory() -> None:
