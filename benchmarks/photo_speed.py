@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             encode_png(cutout), encode_png(mask.astype("uint8") * 255)
             marks.append(time.perf_counter())
             megapixels.append(mask.size / 1e6)
-            for part, start, end in zip(milliseconds, marks, marks[1:], strict=True):
+            for part, start, end in zip(milliseconds, marks[:-1], marks[1:], strict=True):
                 milliseconds[part].append(1000 * (end - start))
         rates = []
         for _ in range(3):

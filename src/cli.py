@@ -38,8 +38,8 @@ class UserError(Exception):
 def start() -> None:
     """Set up the process of a script, before it imports PyTorch.
 
-    Ctrl-C and SIGTERM end it in one line. OpenMP's threads spin only briefly while they wait for each other: where other
-    processes compute too, long spinning takes the cores from the thread that is waited for (figures in CHANGELOG.md).
+    Ctrl-C and SIGTERM end it in one line. OpenMP's threads spin only briefly while they wait for each other: where
+    other processes compute too, spinning takes the core of the thread that is waited for (figures in CHANGELOG.md).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_on_signal)
