@@ -220,7 +220,7 @@ def estimate_length(run: Run) -> Callable[[TrainingState], None]:
         epoch = state.seconds / state.step * state.steps_per_epoch
         seconds = epoch / work(config, state.epoch, state.epoch + 1) * work(config, state.epoch, config.epochs)
         print(f"expected length {format_duration(seconds)}", flush=True)
-        if state.device.type == "cpu" and seconds > SLOW_HOURS * 3600:
+        if state.device.type == "cpu" and seconds > SLOW_HOURS * 3600 and config.recipe != "cpu":
             small = "dataset/oxford-iiit-pet-128"
             flags = ("--model", default_run_name(network_names(), run.network, None), "--recipe", "cpu")
             shrink = shell("python", "tools/shrink_data.py", run.data_path, small, "--size", 128)
