@@ -307,7 +307,7 @@ def check_exact(config: Config, loaded: Config) -> None:
             return
         raise UserError(
             f"the {loaded.schedule} schedule was laid out for {plural(loaded.epochs, 'epoch')}, so --resume cannot "
-            "change them; continue from the weights alone: --load_model_epoch final --epochs MORE"
+            "change them; continue from the weights alone: --load_model_epoch best --epochs MORE"
         )
     if "recipe" in changed:
         changed = {"recipe": config.recipe}

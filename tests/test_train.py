@@ -225,7 +225,7 @@ def test_a_finished_run_is_extended_where_the_schedule_allows_it(run_train: Trai
     ("flags", "message"),
     [
         ([], r"^2 epochs of 2 done; to go on: --load_model_epoch final --epochs MORE$"),
-        (["--epochs", 4], r"the cosine schedule was laid out for 2 epochs, .*--load_model_epoch final --epochs MORE$"),
+        (["--epochs", 4], r"the cosine schedule was laid out for 2 epochs, .*--load_model_epoch best --epochs MORE$"),
         (["--epochs", 4, "--seed", 5], r"could not with --epochs 4 \(was 2\), --seed 5 \(was 0\); leave that out"),
         (["--train_images", 9], r"--train_images 9 \(was None\)"),
         (["--model", "U", "--name", "R"], "holds the network ResNet34_UNet, which --model UNet does not fit"),
