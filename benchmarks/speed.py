@@ -58,7 +58,9 @@ AGAINST = ("plain", "smp", "compile", "fp32")
 SMP = "smp.Unet"  # compared with ResNet34_UNet, because it is one too
 START = """
 import sys; sys.path.insert(0, sys.argv[1]); import cli; cli.start(); import train
-train.train_one_epoch(train.build_run(train.parse_args(sys.argv[2:])).state, cli.StopSignal())
+args = train.parse_args(sys.argv[2:])
+device = cli.choose_device(args.device, args.threads)
+train.train_one_epoch(train.build_run(args, device).state, cli.StopSignal())
 """
 
 

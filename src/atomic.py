@@ -1,18 +1,26 @@
-"""Atomic file and folder writes: what stands under a name is complete, whatever interrupts the writing."""
+"""Atomic file and folder writes, and locks: what stands under a name is complete, whatever interrupts the writing."""
 
 import errno
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name beside ``path``; synced to the disk and renamed when the block ends well.
+def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name beside ``path``; renamed when the block ends well.
+
+    Args:
+        sync: to the disk before the renaming, so that the file survives a loss of power too; many small files that can
+            be made again are faster without.
 
     Yields:
         The open temporary file.
@@ -25,7 +33,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with suppress(OSError):
@@ -69,4 +78,44 @@ def raise_if_occupied(target: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path`` that no other process takes."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def remove_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what killed writes of ``prefix*`` left in a folder; call it under the lock of those names only."""
+    for path in folder.glob(f".{prefix}*.part"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, so that only one process at a time writes what the file stands for.
+
+    The system releases it when the process ends, however that comes, so no lock is ever stale. The file says who holds
+    it. Its folder is created.
+
+    Args:
+        wait: for another process to release it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+    except Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(errors="replace").strip()
+        holder = holder or "another process"
+        raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
+    with lock:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError):  # Windows: nobody else may open a locked file
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()

@@ -20,6 +20,7 @@ import pickle
 import platform
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from models import NETWORKS
 from recipes import RECIPES, Config
 
 FORMAT = 2
+HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds", "images_per_second")
 
 
 def checkpoint_path(save_path: Path, name: str, which: str) -> Path:
@@ -91,8 +93,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not there (says what is), broken, or not a checkpoint of this project.
     """
+    state = _read(path)
+    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        loaded = recognise(path, state)
+    elif isinstance(state, dict) and state.get("format") in (1, FORMAT):
+        try:
+            loaded = _read_format_1(path, state) if state["format"] == 1 else _check_entries(path, state)
+        except (KeyError, TypeError, AttributeError, UserError) as error:
+            what = f"it lacks the entry {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
+    else:
+        raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
+    bad = [name for name, value in loaded["model"].items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{path} holds weights that are not finite, {bad[0]} first: its run diverged; take an earlier one"
+        )
+    return loaded
+
+
+def _read(path: Path) -> Any:
+    """Read plain data, and verify its checksums; ``torch.load`` does not.
+
+    Raises:
+        UserError: not there (says what is), broken, or more than plain data.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # as everything that we write
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise UserError(f"{path} is damaged: the checksum of its record {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
         hint = f"there are {there}" if there else "that folder holds none; train first: `python src/train.py --help`"
@@ -104,17 +136,57 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "unpickling such a file can run any code. A model that you trust is converted, where its classes can be "
             f"imported, by: torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), {weights!r})"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is broken or no checkpoint ({str(error).split('. ')[0] or 'it ends early'})") from None
-    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
-        return recognise(path, state)
-    if isinstance(state, dict) and state.get("format") == 1:
-        print(f"note: {path} was written by an earlier version: only its weights are read", file=sys.stderr)
-        known = {key: state["run"][key] for key in ("image_size", "boundary")} | {"recipe": state["recipe"]["name"]}
-        return recognise(path, state["model"], **known) | {"data_path": state["run"]["data_path"]}
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
-    return state | {"config": Config.from_dict(state["config"])}
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file, the readers' parsers raise errors of any type
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "it ends early"
+        raise UserError(f"{path} is broken or no checkpoint ({reason})") from None
+
+
+def _read_format_1(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    print(f"note: {path} was written by an earlier version: only its weights are read", file=sys.stderr)
+    known = {key: state["run"][key] for key in ("image_size", "boundary")} | {"recipe": state["recipe"]["name"]}
+    return recognise(path, dict(state["model"]), **known) | {"data_path": str(state["run"]["data_path"])}
+
+
+def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Refuse entries that are missing or of other types and shapes than ``Run.checkpoint`` of train.py gives them.
+
+    Raises:
+        KeyError, TypeError, AttributeError, UserError: says which.
+    """
+
+    def check(entry: str, is_right: bool) -> None:
+        if not is_right:
+            raise UserError(f"its entry {entry} cannot be {str(state[entry])[:60]!r}")
+
+    config = Config.from_dict(state["config"])
+    check("history", isinstance(state["history"], list) and all(map(is_history_row, state["history"])))
+    check("epoch", type(state["epoch"]) is int and state["epoch"] == len(state["history"]))
+    check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
+    check("data_path", isinstance(state["data_path"], str) and "\0" not in state["data_path"])
+    with torch.device("meta"):  # shapes without numbers
+        expected = NETWORKS[config.network]().state_dict()
+    if not have_equal_shapes(state["model"], expected):
+        raise UserError(f"its weights are not those of the network {config.network}")
+    return state | {"config": config}
+
+
+def is_history_row(row: Any) -> bool:
+    """Whether this is an epoch's row of the history: ``HISTORY_COLUMNS`` and perhaps others, all numbers."""
+    return (
+        isinstance(row, dict)
+        and row.keys() >= set(HISTORY_COLUMNS)
+        and all(isinstance(value, int | float) for value in row.values())
+    )
+
+
+def have_equal_shapes(tensors: dict[str, Any], expected: dict[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names, shapes and dtypes."""
+    return tensors.keys() == expected.keys() and all(
+        isinstance(tensors[name], Tensor) and (tensors[name].shape, tensors[name].dtype) == (value.shape, value.dtype)
+        for name, value in expected.items()
+    )
 
 
 def recognise(path: Path, weights: dict[str, Tensor], **known: Any) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def run_script(main: Callable[[], None]) -> None:
 class StopSignal:
     """While active, the first Ctrl-C or SIGTERM only sets ``number``, so that the step is finished; the second kills.
 
+    (Of torchrun's processes, Ctrl-C reaches each twice, from the terminal and from torchrun, which kills after 30 s.)
+
     Attributes:
         number: of the signal that came, 0 if none did.
     """
@@ -107,6 +109,8 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number and "TORCHELASTIC_RUN_ID" in os.environ:
+            return
         if self.number:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -5,12 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from augment import Normalise, draw_epoch, recolour, warp
+import ranks
+from augment import EpochPlan, Normalise, draw_epoch, recolour, warp
 from cli import StopSignal, UserError, choose_precision
 from losses import LOSSES
 from models import build_network
@@ -21,6 +23,7 @@ from trimap import target_and_weight
 EMA_EVERY = 8  # steps between two updates of the EMA weights: as good as each step, at an eighth of the cost
 BATCHNORM_IMAGES = 512  # training images from which the EMA weights' BatchNorm statistics are computed
 BATCHNORM_BATCH = 64  # images
+SECONDS_AFTER_STOP = 3.0  # that BatchNorm statistics may take then
 SECONDS_BETWEEN_SYNCS = 1.0  # how often the host reads the device's loss, and moves the progress bar
 
 
@@ -35,6 +38,7 @@ class TrainingState:
     valid: Split
 
     model: nn.Module
+    forward: Callable[[Tensor], Any]  # of ``model``, over all ranks
     ema_model: nn.Module  # EMA weights with BatchNorm statistics of their own; ``model`` itself where there is no EMA
     normalise: Normalise
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -67,11 +71,18 @@ class TrainingState:
 
 
 def create_state(config: Config, device: torch.device, train: Split, valid: Split) -> TrainingState:
-    """The state before the first step, everything on the device; the weights are drawn from ``config.seed``."""
+    """The state before the first step, everything on the device; the weights are drawn from ``config.seed``.
+
+    Raises:
+        UserError: the ranks cannot share a batch equally.
+    """
+    if config.batch_size % ranks.world():
+        raise UserError(f"--batch_size {config.batch_size} cannot be shared by {ranks.world()} processes equally")
     torch.manual_seed(config.seed)
     model = build_network(config.network)
     ema_model = copy.deepcopy(model).requires_grad_(False) if config.ema_steps else model
     model, ema_model = (part.to(device, memory_format=torch.channels_last) for part in (model, ema_model))
+    model, forward = ranks.distribute(model)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     undecayed = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm and biases
     optimizer = OPTIMIZERS[config.optimizer](
@@ -86,6 +97,7 @@ def create_state(config: Config, device: torch.device, train: Split, valid: Spli
         train=train,
         valid=valid,
         model=model,
+        forward=forward,
         ema_model=ema_model,
         normalise=Normalise(config.mean, config.std).to(device),
         criterion=LOSSES[config.loss],
@@ -93,6 +105,20 @@ def create_state(config: Config, device: torch.device, train: Split, valid: Spli
         loss_sum=torch.zeros((), device=device),
         first_bad=torch.tensor(-1, device=device),
     )
+
+
+def check_finite(state: TrainingState) -> None:
+    """Refuse to go on, and so to save, with weights that are not finite.
+
+    Raises:
+        UserError: says what to do.
+    """
+    weights = (*state.model.state_dict().values(), *state.ema_model.state_dict().values())
+    if not torch.stack([value.isfinite().all() for value in weights]).all():
+        raise UserError(
+            f"the weights were not finite in epoch {state.epoch + 1}; the checkpoints of earlier epochs stay. "
+            "Try a lower --learning_rate, or --precision fp32."
+        )
 
 
 def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
@@ -109,7 +135,7 @@ def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tens
     images, trimaps = warp(images, trimaps, theta, state.config.image_size_at(state.epoch + 1))
     target, weight = target_and_weight(trimaps, state.config.boundary)
     with state.autocast():
-        outputs = state.model(state.normalise(recolour(images, colour)))
+        outputs = state.forward(state.normalise(recolour(images, colour)))
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]  # several: deep supervision
     loss = sum(state.criterion(logits, target, weight) for logits in outputs) / len(outputs)
     loss.backward()
@@ -132,7 +158,8 @@ def train_one_epoch(
     config, steps, size = state.config, state.steps_per_epoch, state.config.batch_size
     epoch = state.epoch + 1
     plan = draw_epoch(config.augmentation_at(epoch), len(state.train), size, config.seed, epoch)
-    on_device = plan.to(state.device)
+    plan = EpochPlan(*(ranks.own_part(slots, size) for slots in (plan.order, plan.theta, plan.colour)))
+    on_device, size = plan.to(state.device), size // ranks.world()
     state.model.train()
 
     def sync() -> None:
@@ -156,6 +183,7 @@ def train_one_epoch(
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the search for the fastest kernels pays
     with bar:
         for pixels in state.train.batches(plan.order[state.step * size :], size, state.device):
+            stop.number = ranks.largest(stop.number)
             if stop.number:
                 break
             for group in state.optimizer.param_groups:
@@ -173,6 +201,7 @@ def train_one_epoch(
                 sync()
                 synced = time.monotonic()
         sync()
+    ranks.average_(state.loss_sum)
     torch.backends.cudnn.benchmark = False  # what follows has other shapes, and comes too rarely
     state.seconds = seconds_before + time.monotonic() - started
 
@@ -193,14 +222,15 @@ def update_ema(state: TrainingState) -> None:
 
 
 @torch.no_grad()
-def refresh_batchnorm(state: TrainingState) -> None:
+def refresh_batchnorm(state: TrainingState, stop: StopSignal) -> None:
     """Compute the EMA weights' own BatchNorm statistics: those of the trained weights do not fit them.
 
-    They come from evenly spaced training images without augmentation, which is also what inference sees.
+    They come from evenly spaced training images without augmentation, which is also what inference sees; when stopped,
+    from those that ``SECONDS_AFTER_STOP`` are enough for.
     """
     if state.ema_model is state.model:
         return
-    count = min(len(state.train), BATCHNORM_IMAGES)
+    count = max(2, min(len(state.train), BATCHNORM_IMAGES))
     order = torch.linspace(0, len(state.train) - 1, count).round().long()
     uses: Counter[nn.Module] = Counter()
 
@@ -217,10 +247,13 @@ def refresh_batchnorm(state: TrainingState) -> None:
     for norm in norms:
         norm.reset_running_stats()
     state.ema_model.train()
+    started = time.monotonic()
     with state.autocast():
         for pixels in state.train.batches(order, BATCHNORM_BATCH, state.device):
-            if len(pixels) > 1 or count == 1:
+            if len(pixels) > 1:  # one pixel of one image has no variance
                 state.ema_model(state.normalise(images_and_trimaps(pixels)[0]))
+            if stop.number and time.monotonic() - started > SECONDS_AFTER_STOP:
+                break
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
         norm.momentum = momentum
         hook.remove()

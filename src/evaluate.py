@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import ranks
 from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint, provenance
 from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, run_script
@@ -142,12 +144,15 @@ def evaluate(
         boundary: what the trimaps' boundary counts as, one of ``trimap.BOUNDARIES``.
         criterion: the loss, of logits, target and weight; the mean over a batch.
         on_batch: called with the index of a batch's first image and its logits, (N, 1, S, S) float32 on the device.
+
+    Of several ranks, each scores a part of the batches, and all return all scores.
     """
-    results = []
-    starts = range(0, len(split), batch_size)
-    batches = split.batches(torch.arange(len(split)), batch_size, predictor.device)
-    bar = tqdm(batches, f"scoring {split.mode}", len(starts), unit=" batches", leave=False, disable=None)
-    for start, pixels in zip(starts, bar, strict=True):
+    results = [torch.empty((6, 0), device=predictor.device)]
+    own = torch.arange(len(split)).split(batch_size)[ranks.rank() :: ranks.world()]
+    order = torch.cat((torch.arange(0), *own))
+    batches = split.batches(order, batch_size, predictor.device)
+    bar = tqdm(batches, f"scoring {split.mode}", len(own), unit=" batches", leave=False, disable=None)
+    for part, pixels in zip(own, bar, strict=True):
         images, trimaps = images_and_trimaps(pixels)
         logits = predictor.logits(images)
         target, weight = target_and_weight(trimaps, boundary)
@@ -157,8 +162,11 @@ def evaluate(
         columns = (*dice_and_iou(intersection, areas), intersection, areas, empty.to(areas.dtype))
         results.append(torch.stack((*columns, loss.to(areas.dtype).expand_as(areas))))
         if on_batch:
-            on_batch(start, logits)
-    *columns, empty, loss = torch.cat(results, dim=1).cpu().double().numpy()  # one transfer
+            on_batch(int(part[0]), logits)
+    scores = np.empty((6, len(split)))
+    for indices, values in ranks.gather((order.numpy(), torch.cat(results, dim=1).cpu().numpy())):  # one transfer
+        scores[:, indices] = values
+    *columns, empty, loss = scores
     return Scores(split.names, boundary, *columns, empty.astype(bool), float(loss.mean()))
 
 
@@ -368,9 +376,12 @@ def score_checkpoint(
     print_scores(report, split)
     flip = "_flip" if args.flip_average else ""
     target = subject.path.with_name(f"{subject.name}{subject.variant}_{mode}_scores{flip}.json")
-    with atomic_write(target) as file:
-        file.write(json.dumps(report, indent=1).encode())
-    print(f"wrote {target}")
+    try:
+        with atomic_write(target) as file:
+            file.write(json.dumps(report, indent=1).encode())
+        print(f"wrote {target}")
+    except OSError as error:  # somebody else's checkpoint, say: the scores and the masks are worth having all the same
+        print(f"note: the score file {target} could not be written ({error.strerror})", file=sys.stderr)
     return scores, split
 
 

@@ -1,6 +1,7 @@
 """Decode image files of any kind to arrays, and resize them. Every error message begins with the file's path."""
 
 import io
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 
 from cli import UserError, cpu_cores
 
+LARGEST_FILE = 2**29  # bytes of an image or a list
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # MPO is JPEG; no others: some run programs to decode
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".heic", ".heif"}
 
@@ -96,12 +98,17 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file.
+    """Read a file of at most ``LARGEST_FILE`` bytes.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: it is missing, cannot be read, is larger, or is a pipe or a device, which may never end.
     """
     try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode):
+            raise UserError(f"{path} is not a regular file")
+        if kind.st_size > LARGEST_FILE:
+            raise UserError(f"{path} has {kind.st_size:,} bytes, more than {LARGEST_FILE:,}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -130,7 +137,7 @@ def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
             if mode == "RGB" and image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
                 return np.repeat((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.array(image if mode is None else image.convert(mode))

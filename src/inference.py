@@ -15,17 +15,25 @@ import time
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
+from atomic import atomic_write, locked, remove_leftovers
 from checkpoint import checkpoint_path
 from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
 from evaluate import Scores, add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
-from images import decode_image
+from images import PHOTO_FORMATS, decode_image
 from oxford_pet import Split, image_path, trimap_path
-from photos import PRODUCTS, PhotoOptions, cut_out_stream, find_photos, predict_photos, set_pixel_limit
+from photos import (
+    PRODUCTS,
+    PhotoOptions,
+    cut_out_stream,
+    encode_png,
+    find_photos,
+    predict_photos,
+    set_pixel_limit,
+)
 from predictor import Predictor, resize_logits
 from report import draw_contact_sheet, overlay
 from trimap import decode_trimap, target_and_weight
@@ -42,15 +50,15 @@ def write_prediction(output: Path, overlays: bool, name: str, image_file: Path, 
         image = decode_image(image_file)
         height, width = image.shape[:2]
     else:
-        with Image.open(image_file) as header:
+        with Image.open(image_file, formats=PHOTO_FORMATS) as header:
             width, height = header.size
     mask = resize_logits(logits, height, width) > 0
     output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
-    Image.fromarray(mask.astype(np.uint8) * 255).save(output / f"{name}_mask.png", compress_level=3)
-    if not overlays:
-        return
-    drawn = cv2.cvtColor(overlay(image, mask), cv2.COLOR_RGB2BGR)
-    (output / f"{name}_overlay.png").write_bytes(cv2.imencode(".png", drawn, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
+    with atomic_write(output / f"{name}_mask.png", sync=False) as file:
+        file.write(encode_png(mask.astype(np.uint8) * 255))
+    if overlays:
+        with atomic_write(output / f"{name}_overlay.png", sync=False) as file:
+            file.write(encode_png(overlay(image, mask)))
 
 
 def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 6) -> Path:
@@ -71,7 +79,8 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
                 prediction = overlay(image, np.asarray(mask) > 0)
             tiles.append((f"{which}: {name}, Dice {scores.dice[index]:.3f}", [image, target, prediction]))
     path = output / "contact_sheet.png"
-    Image.fromarray(draw_contact_sheet(tiles, columns=3)).save(path)
+    with atomic_write(path) as file:
+        file.write(encode_png(draw_contact_sheet(tiles, columns=3)))
     return path
 
 
@@ -152,8 +161,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = args.output or OUTPUTS / args.name
     started = time.monotonic()
-    scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
-    sheet = write_contact_sheet(output, scores, split)
+    with locked(output.parent / f".{output.name}.lock"):
+        remove_leftovers(output, "")
+        scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
+        sheet = write_contact_sheet(output, scores, split)
     names = set(split.names)
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
     if stale:

@@ -9,7 +9,9 @@ if __name__ == "__main__":
     cli.start()
 
 import argparse
+import gzip
 import hashlib
+import re
 import shutil
 import sys
 import tarfile
@@ -27,9 +29,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atomic import atomic_folder, atomic_write
+from atomic import atomic_folder, atomic_write, locked, remove_leftovers
 from cli import DATASET, ArgumentParser, UserError, run_script, shell
-from images import decode_image, in_threads, resize_image
+from images import decode_image, in_threads, read_bytes, resize_image
 from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap
 
 MODES = ("train", "valid", "test")
@@ -38,6 +40,7 @@ ARCHIVES = {  # URL and MD5
     "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
     "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
 }
+UNPACKED_BYTES = 4 * 2**30  # at most, of an archive: five times the data set
 
 
 # ---------------------------------------------------------------------------------------------- files and splits
@@ -60,14 +63,34 @@ def find_root(data_path: str | Path) -> Path:
     )
 
 
-def read_list(root: Path, name: str) -> list[str]:
-    """Read the first word of each line of ``annotations/<name>.txt``, in file order."""
-    path = root / "annotations" / f"{name}.txt"
+def read_list(root: Path, list_name: str) -> list[str]:
+    """Read the first word of each line of ``annotations/<list_name>.txt``, in file order.
+
+    Raises:
+        UserError: the list cannot be read, or a name in it is there twice or is no plain file name: results are
+            written under these names, and must stay in their folder.
+    """
+    path = root / "annotations" / f"{list_name}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
-    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+        lines = read_bytes(path).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a list in UTF-8: {error}") from error
+    names: dict[str, int] = {}  # name to line
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name = line.split()[0]
+        if not is_plain_name(name):
+            raise UserError(f"{path}, line {number}: {name[:200]!r} is no plain name of a file")
+        if name in names:
+            raise UserError(f"{path}, line {number}: {name} is on line {names[name]} already")
+        names[name] = number
+    return list(names)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name``, with an ending behind it, can only be a visible file of the folder that it is put in."""
+    return not (re.search(r"[/\\:\x00-\x1f\x7f]", name) or name.startswith(".") or len(name.encode()) > 200)
 
 
 def read_split(root: Path, mode: str) -> list[str]:
@@ -244,8 +267,8 @@ class Split:
             order: (n,) int64, indices of samples, on the CPU.
             size: of a batch; the last one may be smaller.
         """
-        if self.pixels.device.type == device.type:
-            yield from (self.pixels[part] for part in order.to(device).split(size))
+        if self.pixels.device.type == device.type or not len(order):
+            yield from (self.pixels[part] for part in order.to(device).split(size) if len(part))
             return
 
         def fetch(part: Tensor) -> Tensor:
@@ -271,8 +294,8 @@ def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
 def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | None = None) -> Split:
     """Decode a split to ``image_size``, once: the pixels are kept in ``.cache/`` of the data set's folder.
 
-    A cached file is used only while each image and trimap has the name, size and time of change that it had. It is
-    written atomically, so two runs may start at once.
+    A cached file is used only while each image and trimap has the name, size and time of change that it had. Of runs
+    that start at once, one decodes and the others wait for it.
 
     Args:
         limit: keep only so many samples, evenly spaced.
@@ -284,29 +307,44 @@ def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | N
     names = evenly_spaced(read_split(root, mode), limit)
     if not names:
         raise UserError(f"the {mode} split of {root} is empty")
-    shape = (len(names), image_size, image_size, 4)
     prefix = f"{mode}-{len(names)}x{image_size}-"
     cached = root / ".cache" / f"{prefix}{_cache_key(root, names)}.npy"
-    with suppress(OSError, ValueError, EOFError):  # missing or broken: decode
-        pixels = np.load(cached, mmap_mode="c")
-        if pixels.shape == shape:
-            return Split(root, mode, names, torch.from_numpy(pixels))
-
-    try:
-        cached.parent.mkdir(exist_ok=True)
-        with atomic_write(cached) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for sample in decode_all(root, names, image_size, f"decoding {mode}"):
-                file.write(sample.data)
-        pixels = np.load(cached, mmap_mode="c")
-    except OSError as error:  # a folder that cannot be written, a full disk: training works without the cache
-        print(f"note: the decoded {mode} split is not kept in {cached.parent} ({error.strerror})", file=sys.stderr)
-        pixels = np.stack(list(decode_all(root, names, image_size, f"decoding {mode}")))
+    shape = (len(names), image_size, image_size, 4)
+    pixels = _read_cache(cached, shape)
+    if pixels is None:
+        try:
+            pixels = _decode_to_cache(cached, shape, root, names)
+        except OSError as error:  # a folder that cannot be written, a full disk: training works without the cache
+            print(f"note: the decoded {mode} split is not kept in {cached.parent} ({error.strerror})", file=sys.stderr)
+            pixels = np.stack(list(decode_all(root, names, image_size)))
     for stale in cached.parent.glob(f"{prefix}*.npy"):
         if stale != cached:
             with suppress(OSError):  # Windows: another run still reads it
                 stale.unlink()
     return Split(root, mode, names, torch.from_numpy(pixels))
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Map the decoded pixels into memory; None if they are not there or broken."""
+    with suppress(OSError, ValueError, EOFError):
+        pixels = np.load(path, mmap_mode="c")
+        if pixels.shape == shape and pixels.dtype == np.uint8:
+            return pixels
+    return None
+
+
+def _decode_to_cache(path: Path, shape: tuple[int, ...], root: Path, names: list[str]) -> np.ndarray:
+    """Decode a split and keep the pixels, unless another process that has the lock does so."""
+    with locked(path.parent / ".lock", wait=True):
+        pixels = _read_cache(path, shape)
+        if pixels is not None:
+            return pixels
+        remove_leftovers(path.parent, "")
+        with atomic_write(path) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for sample in decode_all(root, names, shape[1]):
+                file.write(sample.data)
+        return np.load(path, mmap_mode="c")
 
 
 def decode_all(root: Path, names: list[str], image_size: int, task: str = "decoding") -> Iterator[np.ndarray]:
@@ -363,24 +401,17 @@ def download(target: Path = DATASET) -> None:
         print(f"{target} is complete already")
         return
     parent = target.absolute().parent
-    downloaded = parent / f".{target.name}.download"
-    try:
+    with locked(parent / f".{target.name}.lock"):
+        remove_leftovers(parent, f"{target.name}.")
+        downloaded = parent / f".{target.name}.download"
+        for partial in downloaded.glob("*.partial"):  # of a download that was killed
+            partial.unlink()
         archives = [_fetch(url, md5, parent, downloaded) for url, md5 in ARCHIVES.items()]
-    except (OSError, HTTPException) as error:
-        names = " and ".join(url.rsplit("/", 1)[1] for url in ARCHIVES)
-        raise UserError(
-            f"the download failed: {error}\n"
-            f"By hand: put {names} (from https://www.robots.ox.ac.uk/~vgg/data/pets/)\n"
-            f"into {parent} and run the command again.\n"
-            "Without the data: `python tools/draw_pets.py dataset/drawn-pets` draws pets, "
-            "and `--data_path dataset/drawn-pets` trains on them."
-        ) from error
-    with atomic_folder(target) as folder:
-        for archive in archives:
-            print(f"unpacking {archive.name}", flush=True)
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-    shutil.rmtree(downloaded, ignore_errors=True)
+        with atomic_folder(target) as folder:
+            for archive in archives:
+                print(f"unpacking {archive.name}", flush=True)
+                _unpack(archive, folder)
+        shutil.rmtree(downloaded, ignore_errors=True)
     print(f"wrote {target}")
 
 
@@ -391,13 +422,47 @@ def _fetch(url: str, md5: str, parent: Path, downloaded: Path) -> Path:
         if path.is_file() and _md5(path) == md5:
             print(f"using {path}")
             return path
+    if (parent / name).is_file():
+        raise UserError(f"{parent / name} is broken: its MD5 is not {md5}; remove it, or copy it from {url} again")
     downloaded.mkdir(parents=True, exist_ok=True)
     print(f"downloading {url}", flush=True)
-    torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-    if _md5(path) != md5:
-        path.unlink()
-        raise OSError(f"the checksum of {url} is wrong")
-    return path
+    try:
+        torch.hub.download_url_to_file(url, str(downloaded / name), progress=sys.stderr.isatty())
+        if _md5(downloaded / name) != md5:
+            (downloaded / name).unlink()
+            raise OSError(f"the checksum of {url} is wrong")
+    except (OSError, HTTPException) as error:
+        names = " and ".join(url.rsplit("/", 1)[1] for url in ARCHIVES)
+        raise UserError(
+            f"the download failed: {error}\n"
+            f"By hand: put {names} (from https://www.robots.ox.ac.uk/~vgg/data/pets/)\n"
+            f"into {parent} and run the command again.\n"
+            "Without the data: `python tools/draw_pets.py dataset/drawn-pets` draws pets, "
+            "and `--data_path dataset/drawn-pets` trains on them."
+        ) from error
+    return downloaded / name
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive into a folder, and nothing elsewhere.
+
+    Raises:
+        UserError: it is broken, would write outside the folder, or unpacks to more than ``UNPACKED_BYTES``.
+    """
+    unpacked = 0
+
+    def check(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal unpacked
+        unpacked += member.size
+        if unpacked > UNPACKED_BYTES:
+            raise tarfile.TarError(f"it unpacks to more than {UNPACKED_BYTES:,} bytes")
+        return tarfile.data_filter(member, path)  # refuses names and links that lead outside, and devices
+
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(folder, filter=check)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def _md5(path: Path) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 
 from atomic import atomic_write
 
-HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds", "images_per_second")
 GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
 
 
@@ -17,8 +16,8 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
     """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
 
     Args:
-        history: a dict of ``HISTORY_COLUMNS`` for each epoch, with ``train_dice`` if the recipe scores the training
-            images too. The arrays have one float64 per epoch.
+        history: a dict of ``checkpoint.HISTORY_COLUMNS`` for each epoch, with ``train_dice`` if the recipe scores the
+            training images too. The arrays have one float64 per epoch.
     """
     with atomic_write(folder / f"{name}_history.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")

@@ -13,16 +13,20 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from atomic import atomic_write
+import ranks
+from atomic import atomic_write, locked, remove_leftovers
 from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
 from cli import (
     DATASET,
@@ -40,14 +44,14 @@ from cli import (
     run_script,
     shell,
 )
-from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch
-from evaluate import evaluate, known_data_path
+from engine import TrainingState, check_finite, create_state, refresh_batchnorm, train_one_epoch
+from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
-from oxford_pet import download, find_root, load_split
+from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import RECIPES, Config
 from report import draw_curves, read_history, write_history
-from trimap import BOUNDARIES
+from trimap import BOUNDARIES, target_and_weight
 
 SCORING_BATCH = 64  # images, of the validation split
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
@@ -99,11 +103,16 @@ class Run:
             **self.provenance,
         }
 
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Save a checkpoint; of several ranks, the first does."""
+        if ranks.rank() == 0:
+            save_checkpoint(path, content)
+
     def save(self) -> None:
         """Write ``best`` where there is a new one, then ``last``: everything that resuming exactly needs."""
         state = self.state
         if self.unsaved_best:
-            save_checkpoint(self.path("best"), self.unsaved_best)
+            self.write(self.path("best"), self.unsaved_best)
             self.unsaved_best = None
         training = {
             "model": state.model.state_dict(),
@@ -115,7 +124,7 @@ class Run:
             "best_dice": self.best_dice,
             "fingerprints": self.fingerprints,
         }
-        save_checkpoint(self.path("last"), {**self.checkpoint(), "training": training})
+        self.write(self.path("last"), {**self.checkpoint(), "training": training})
 
 
 # ---------------------------------------------------------------------------------------------- fit
@@ -135,34 +144,73 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
     started = saved = time.monotonic()
     first_epoch = state.epoch
     on_sync = estimate_length(run)
-    while not run.is_finished and not stop.number:
-        train_one_epoch(state, stop, on_sync)
-        refresh_batchnorm(state)
-        if state.step < state.steps_per_epoch:  # stopped
+    while not run.is_finished:
+        row = train_and_score_epoch(state, predictor, stop, on_sync)
+        if row is None:  # stopped
             break
-        is_best = finish_epoch(run, score_epoch(state, predictor))
+        is_best = finish_epoch(run, row)
         spent = time.monotonic() - started
         left = spent / work(config, first_epoch, state.epoch) * work(config, state.epoch, config.epochs)
-        print(epoch_line(config, run.history[-1], is_best, left), flush=True)
-        write_history(run.folder, run.name, run.history)
+        print(epoch_line(config, row, is_best, left), flush=True)
+        if ranks.rank() == 0:
+            write_history(run.folder, run.name, run.history)
         if state.epoch % KEEP_EVERY == 0:
-            save_checkpoint(run.path(str(state.epoch)), run.checkpoint())
+            run.write(run.path(str(state.epoch)), run.checkpoint())
         if not run.is_finished and time.monotonic() - saved >= save_every:
             run.save()
             saved = time.monotonic()
     if run.is_finished:  # before ``last``, which cannot be resumed once it says that all is done
-        save_checkpoint(run.path("final"), run.checkpoint())
+        run.write(run.path("final"), run.checkpoint())
         if config.export_weights:
-            save_checkpoint(exported_weights(run), state.ema_model.state_dict())
+            run.write(exported_weights(run), state.ema_model.state_dict())
         if state.epoch < config.epochs:
             print(f"validation Dice {config.stop_at_dice} reached after {plural(state.epoch, 'epoch')}, {spent:.1f} s")
     run.save()
 
 
-def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
-    """The history's row of the epoch that has just been trained."""
+def train_and_score_epoch(
+    state: TrainingState, predictor: Predictor, stop: StopSignal, on_sync: Callable[[TrainingState], None]
+) -> dict[str, float] | None:
+    """The history's row of the current epoch; None when stopped.
+
+    Raises:
+        UserError: a loss or a weight was not finite.
+    """
+    train_one_epoch(state, stop, on_sync)
+    refresh_batchnorm(state, stop)
+    check_finite(state)
+    if state.step < state.steps_per_epoch:
+        return None
+    try:
+        return score_epoch(state, predictor, stop)
+    except StoppedError:
+        return None
+
+
+class StoppedError(Exception):
+    """A signal came while a split was scored."""
+
+
+def score_epoch(state: TrainingState, predictor: Predictor, stop: StopSignal) -> dict[str, float]:
+    """The history's row of the epoch that has just been trained.
+
+    Raises:
+        StoppedError: a signal came.
+    """
+
+    def score(split: Split, criterion: Callable[..., Tensor] | None = None) -> Scores:
+        rounds = -(-len(split) // SCORING_BATCH) // ranks.world()  # in which every rank has a batch
+
+        def raise_if_stopped(start: int, _: Tensor) -> None:
+            if start // SCORING_BATCH < rounds * ranks.world():
+                stop.number = ranks.largest(stop.number)
+                if stop.number:
+                    raise StoppedError
+
+        return evaluate(predictor, split, config.boundary, SCORING_BATCH, criterion, raise_if_stopped)
+
     config, steps = state.config, state.steps_per_epoch
-    scores = evaluate(predictor, state.valid, config.boundary, SCORING_BATCH, state.criterion)
+    scores = score(state.valid, state.criterion)
     row = {
         "epoch": state.epoch + 1,
         "train_loss": float(state.loss_sum) / steps,
@@ -173,7 +221,7 @@ def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
         "images_per_second": len(state.train) / state.seconds,
     }
     if config.score_train:
-        row["train_dice"] = float(evaluate(predictor, state.train, config.boundary, SCORING_BATCH).dice.mean())
+        row["train_dice"] = float(score(state.train).dice.mean())
     return row
 
 
@@ -324,16 +372,15 @@ def depends_on_epochs(config: Config) -> bool:
     return bool(config.schedule == "cosine" or config.warmup or config.progressive)
 
 
-def build_run(args: argparse.Namespace) -> Run:
+def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     """Resolve the flags, print what will be done, and load what it takes; nothing of an older run is touched.
 
     Raises:
         UserError: something is missing or contradicts itself.
     """
     folder = args.save_path / args.name
-    start = start_checkpoint(args)
+    start = ranks.from_first(lambda: start_checkpoint(args))
     config = resolve_config(args, start)
-    device = choose_device(args.device, args.threads)
     data_path = args.data_path
     if data_path is None and start is not None and not args.init_from:
         data_path = known_data_path(start["data_path"])
@@ -349,6 +396,8 @@ def build_run(args: argparse.Namespace) -> Run:
     train, valid = train.to(device), valid.to(device)
     on_device = "on the device" if train.pixels.device.type == device.type else "in a memory map: too large for the GPU"
     print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation, {on_device}", flush=True)
+    if not any(target_and_weight(part, config.boundary)[0].any() for part in train.pixels[..., 3].split(64)):
+        print("note: the training images show no pet; masks of 0 and 255 become trimaps by tools/import_masks.py")
     resolved = root.resolve()
     run = Run(
         args.name,
@@ -359,6 +408,8 @@ def build_run(args: argparse.Namespace) -> Run:
         provenance(),
         fingerprints,
     )
+    if run.state.steps_per_epoch * config.epochs == 1 and config.warmup:
+        raise UserError("one step in all would train nothing: warm-up begins at a learning rate of 0; take more epochs")
     if start:
         restore(run, start, args)
     return run
@@ -400,17 +451,11 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
         return
     state.epoch, run.history = start["epoch"], start["history"]
     if args.resume:
-        training = start["training"]
-        if run.fingerprints != training["fingerprints"]:
-            raise UserError(
-                f"{state.train.root} holds other data than the run trained on, here {len(state.train)} training and "
-                f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
-            )
-        state.model.load_state_dict(training["model"])
-        state.optimizer.load_state_dict(training["optimizer"])
-        state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], training["seconds"]
-        state.loss_sum.copy_(training["loss_sum"])
-        run.best_dice = training["best_dice"]
+        try:
+            resume(run, start["training"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            reason = str(error).splitlines()[0] or type(error).__name__
+            raise UserError(f"{run.path('last')} is damaged; its training state cannot be resumed: {reason}") from error
         return
     state.model.load_state_dict(start["model"])
     state.ema_step = state.global_step
@@ -420,6 +465,32 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
             getattr(best["config"], key) == getattr(run.config, key) for key in ("image_size", "boundary", "limit")
         )
         run.best_dice = best["scores"]["valid_dice"] if is_comparable else -1.0
+
+
+def resume(run: Run, training: dict[str, Any]) -> None:
+    """Take over the training state that ``Run.save`` wrote.
+
+    Raises:
+        UserError: the data is not what the run trained on, or the weights are not finite.
+        KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError: the state is damaged.
+    """
+    state = run.state
+    if run.fingerprints != training["fingerprints"]:
+        raise UserError(
+            f"{state.train.root} holds other data than the run trained on, here {len(state.train)} training and "
+            f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
+        )
+    state.model.load_state_dict(training["model"])
+    state.optimizer.load_state_dict(training["optimizer"])
+    for parameter, kept in state.optimizer.state.items():
+        if any(value.ndim and value.shape != parameter.shape for value in kept.values()):
+            raise ValueError("the optimizer's tensors have other shapes than the weights")
+    state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], float(training["seconds"])
+    if not (type(state.step) is type(state.ema_step) is int and 0 <= state.step <= state.steps_per_epoch):
+        raise ValueError(f"its step cannot be {state.step!r}")
+    state.loss_sum.copy_(training["loss_sum"])
+    run.best_dice = float(training["best_dice"])
+    check_finite(state)
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -507,8 +578,7 @@ def exported_weights(run: Run) -> Path:
 def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    for path in run.folder.glob(f".{run.name}_*"):  # of a write that was killed
-        path.unlink()
+    remove_leftovers(run.folder, f"{run.name}_")
     if not (args.resume or args.load_model_epoch):
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):
@@ -539,17 +609,28 @@ def draw_run(run: Run) -> None:
         print(f"wrote {path}")
 
 
+def resume_after_restart(args: argparse.Namespace) -> None:
+    """Have the processes that torchrun started anew, because one died, go on with the run, however it was started."""
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if is_restart and ranks.from_first(checkpoint_path(args.save_path, args.name, "last").is_file):
+        args.resume, args.overwrite, args.init_from, args.load_model_epoch = True, False, None, None
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.keep_freed_memory()
-    run = build_run(args)
-    with StopSignal() as stop:
-        try:
-            prepare_folder(run, args)
-            fit(run, stop, args.save_every)
-        finally:  # also of a run that fails
-            if run.history:
-                draw_run(run)
+    device = ranks.join(choose_device(args.device, args.threads))
+    with locked(args.save_path / f".{args.name}.lock") if ranks.rank() == 0 else nullcontext():
+        resume_after_restart(args)
+        run = build_run(args, device)
+        with StopSignal() as stop:
+            try:
+                if ranks.rank() == 0:
+                    prepare_folder(run, args)
+                fit(run, stop, args.save_every)
+            finally:  # also of a run that fails
+                if run.history and ranks.rank() == 0:
+                    draw_run(run)
     print(f"wrote {run.folder} (checkpoints, {run.name}_config.json, {run.name}_history.csv, {run.name}_curves.png)")
     flags, state = run_flags(run), run.state
     if stop.number and not run.is_finished:

@@ -42,7 +42,8 @@ def decode_trimap(path: Path) -> np.ndarray:
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
         channels = f"{trimap.shape[2]} channels of " if trimap.ndim == 3 else ""
         raise UserError(
-            f"{path} is not a trimap of 1 (pet), 2 (background), 3 (boundary): it has {channels}the values {shown}"
+            f"{path} is not a trimap of 1 (pet), 2 (background), 3 (boundary): it has {channels}the values {shown}; "
+            "tools/import_masks.py makes trimaps of other masks"
         )
     return trimap.astype(np.uint8, copy=False)
 

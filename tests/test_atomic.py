@@ -1,8 +1,14 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from atomic import atomic_folder, atomic_write
+from atomic import atomic_folder, atomic_write, locked, remove_leftovers
+from cli import REPO
+
+SRC = str(REPO / "src")
 
 
 def test_file_takes_its_name_only_when_complete(tmp_path: Path) -> None:
@@ -46,6 +52,41 @@ def test_folder_replaces_nothing(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError, match="exists already"), atomic_folder(occupied):
             raise AssertionError("the block must not run")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / ".R.lock"
+    with locked(path):
+        with pytest.raises(BlockingIOError, match=rf"held by process {os.getpid()} on .* since 20"), locked(path):
+            pass
+        assert path.exists()
+    with locked(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_holds_nobody(tmp_path: Path) -> None:
+    path = tmp_path / ".R.lock"
+    code = f"import sys; sys.path.insert(0, {SRC!r}); from pathlib import Path; import atomic, time\n"
+    code += f"with atomic.locked(Path({str(path)!r})): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match=f"held by process {process.pid} on"), locked(path):
+        pass
+    process.kill()
+    process.wait()
+    assert path.exists()
+    with locked(path):
+        pass
+
+
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".R_last.pth.12345678.part", ".U_last.pth.12345678.part", "R_last.pth", ".R_notes"):
+        (tmp_path / name).touch()
+    (tmp_path / ".R_folder.12345678.part" / "inner").mkdir(parents=True)
+    remove_leftovers(tmp_path, "R_")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".U_last.pth.12345678.part", "R_last.pth", ".R_notes"}
 
 
 def test_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:

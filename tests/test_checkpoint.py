@@ -3,36 +3,50 @@
 import errno
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import atomic
-from checkpoint import load_checkpoint, provenance, save_checkpoint
+from checkpoint import HISTORY_COLUMNS, load_checkpoint, provenance, save_checkpoint
 from cli import UserError
 from models import NETWORKS, build_network
 from recipes import RECIPES, Config
 
-
-def contents(seed: int = 0) -> dict:
-    config = Config("lab2.UNet", seed=seed, image_size=64)
-    model = {"weight": torch.full((3, 2), float(seed)), "count": torch.tensor(7)}
-    return {"format": 2, "config": config.to_dict(), "model": model, "epoch": 3, "history": [{"valid_dice": 0.5}]}
+ROW = dict.fromkeys(HISTORY_COLUMNS, 0.5)
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def contents() -> dict:
+    """A checkpoint after one epoch; of few bytes, where the fixture tiny_network is used."""
+    torch.manual_seed(0)
+    return {
+        "format": 2,
+        "config": Config("lab2.UNet", image_size=64).to_dict(),
+        "model": build_network("lab2.UNet").state_dict(),
+        "data_path": "dataset/mine",
+        "epoch": 1,
+        "scores": ROW,
+        "history": [ROW],
+    }
+
+
+def test_round_trip(tiny_network: None, tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.pth"
     save_checkpoint(path, contents() | provenance())
     loaded = load_checkpoint(path)
     assert loaded["config"] == Config("lab2.UNet", image_size=64)
-    assert (loaded["epoch"], loaded["history"]) == (3, [{"valid_dice": 0.5}])
-    assert torch.equal(loaded["model"]["weight"], torch.zeros(3, 2))
+    assert (loaded["epoch"], loaded["history"], loaded["data_path"]) == (1, [ROW], "dataset/mine")
+    assert all(torch.equal(value, loaded["model"][name]) for name, value in contents()["model"].items())
     assert loaded["versions"]["torch"] == torch.__version__
     assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # no temporary file
 
 
-def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_the_systems_own_error(
+    tiny_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PyTorch's writer reports a disk that becomes full as a RuntimeError; here it has to stay recognisable."""
 
     class AlmostFull(io.RawIOBase):
@@ -52,7 +66,7 @@ def test_a_full_disk_is_the_systems_own_error(tmp_path: Path, monkeypatch: pytes
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
-def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_answered_with_what_is_there(tiny_network: None, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "R_epoch_0.pth", contents())
     with pytest.raises(UserError, match=r"R_best\.pth; there are R_epoch_0\.pth"):
         load_checkpoint(tmp_path / "R_best.pth")
@@ -61,7 +75,7 @@ def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500, 1500])
-def test_a_truncated_file_is_broken(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_is_broken(tiny_network: None, tmp_path: Path, kept: int) -> None:
     path = tmp_path / "x.pth"
     save_checkpoint(path, contents())
     path.write_bytes(path.read_bytes()[:kept])
@@ -69,7 +83,89 @@ def test_a_truncated_file_is_broken(tmp_path: Path, kept: int) -> None:
         load_checkpoint(path)
 
 
-def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tiny_network: None, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, contents())
+    data, expected = path.read_bytes(), load_checkpoint(path)
+    rng, refused = np.random.default_rng(0), 0
+    for position in rng.choice(8 * len(data), 600, replace=False):
+        damaged = bytearray(data)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path} is ")
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        weights = loaded.pop("model")
+        assert loaded == {key: value for key, value in expected.items() if key != "model"}
+        assert all(torch.equal(value, weights[name]) for name, value in expected["model"].items())
+    assert refused > 100  # the others hit what pads the tensors
+
+
+def without(entry: str) -> Callable[[dict], object]:
+    return lambda state: state.pop(entry)
+
+
+def put(value: object, *keys: str) -> Callable[[dict], object]:
+    def change(state: dict) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without(key) for key in ("config", "model", "data_path", "epoch", "history")]
+    + [
+        put(value, *keys)
+        for keys, values in {
+            ("config",): (7, [], {}, {"recipe": "default"}),
+            ("config", "network"): ("NoSuchNet", None, ["UNet"]),
+            ("config", "recipe"): (None, 3),
+            ("config", "image_size"): (-5, "32", 10_000_000, 64.0, None),
+            ("config", "boundary"): ("nosuch", 1),
+            ("config", "learning_rate"): (float("nan"), "fast"),
+            ("config", "augmentation"): (None, {"rotation": "much"}, {"nosuch": 1}),
+            ("config", "state_dicts"): (["../../evil"],),
+            ("model",): (None, [1, 2], {}, {"0.weight": torch.zeros(4, 3, 3, 3)}),
+            ("model", "0.weight"): (torch.zeros(4, 3, 3, 2), torch.zeros(4, 3, 3, 3).double(), 1.0, "x"),
+            ("model", "0.bias"): (torch.full((4,), float("nan")), torch.full((4,), float("inf"))),
+            ("epoch",): (-1, 2, "1", 1.0, True, 10**30),
+            ("history",): ({}, 1, [1], [{}], [ROW, ROW], [ROW | {"valid_dice": "0.9"}]),
+            ("scores",): (1, {}, {"valid_dice": 0.5}),
+            ("data_path",): (3, None, "a\0b"),
+            ("format",): (3, "2", None),
+        }.items()
+        for value in values
+    ],
+)
+def test_a_wrong_entry_is_one_line(tiny_network: None, tmp_path: Path, change: Callable[[dict], object]) -> None:
+    state = contents()
+    change(state)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path / "x.pth")
+    assert str(caught.value).startswith(f"{tmp_path / 'x.pth'} ")
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", ["run", "recipe", "model"])
+def test_a_damaged_checkpoint_of_format_1_is_one_line(entry: str, tmp_path: Path) -> None:
+    run = {"image_size": 64, "boundary": "pet", "data_path": "dataset/mine"}
+    old = {"format": 1, "model": {}, "run": run, "recipe": {"name": "lab2"}}
+    for value in (None, 3, {}, {"image_size": -5, "boundary": "x", "data_path": 1, "name": 3}):
+        torch.save(old | {entry: value}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=r"x\.pth "):
+            load_checkpoint(tmp_path / "x.pth")
+
+
+def test_pickled_code_is_not_run(tiny_network: None, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
             return (os.mkdir, (str(tmp_path / "was-run"),))
@@ -97,7 +193,7 @@ def test_a_pickled_model_is_refused_and_converted_by_the_line_that_is_said(tmp_p
         ([1, 2], "is not a checkpoint of this project"),
         ({"state_dict": {"weight": torch.zeros(2)}, "epoch": 3}, "is not a checkpoint of this project"),
         ({"weight": torch.zeros(2)}, r"holds 1 tensors.* none of UNet, .*lab3\.ResNet34_UNet"),
-        (contents() | {"config": {"network": "UNetPP"}}, "network cannot be 'UNetPP'; there are UNet"),
+        ({"format": 2, "config": {"network": "UNetPP"}}, "network cannot be 'UNetPP'; there are UNet"),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, state: object, said: str) -> None:

@@ -134,7 +134,7 @@ def test_ema_weights_move_towards_the_trained_ones(state: TrainingState, epoch: 
 
 def test_ema_weights_have_batchnorm_statistics_of_their_own(state: TrainingState) -> None:
     train_one_epoch(state, StopSignal())
-    refresh_batchnorm(state)
+    refresh_batchnorm(state, StopSignal())
     features = state.ema_model[0](state.normalise(images_and_trimaps(state.train.pixels)[0]))
     norm = state.ema_model[1]
     torch.testing.assert_close(norm.running_mean, features.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)

@@ -1,3 +1,4 @@
+import os
 import struct
 import time
 import zlib
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cli import UserError
 from images import decode_image, decode_raw, in_threads, resize_image
+from predictor import load_photo
 
 COLOURS = np.zeros((16, 24, 3), np.uint8)  # red and green above blue and grey
 COLOURS[:8, :12], COLOURS[:8, 12:], COLOURS[8:, :12], COLOURS[8:, 12:] = (
@@ -73,6 +75,43 @@ def test_jpeg_is_decoded_as_by_pillow_and_bytes_behind_its_end_do_not_matter(tmp
         expected = np.asarray(image.convert("RGB")).astype(int)
     path.write_bytes(path.read_bytes() + b"trailing words")
     np.testing.assert_allclose(decode_image(path).astype(int), expected, atol=3)
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path),
+    "larger than all": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40),
+}
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_raw, load_photo])
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_file_of_sensible_size_is_not_read(
+    tmp_path: Path, decode: Callable[[Path], np.ndarray], what: str
+) -> None:
+    path = tmp_path / "pet.jpg"
+    NO_FILES[what](path)
+    with pytest.raises(UserError, match=r"pet\.jpg (is not a regular file|cannot be read|has 1,099,511,627,776 bytes)"):
+        decode(path)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_raw, load_photo])
+def test_postscript_runs_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: Callable[[Path], np.ndarray]
+) -> None:
+    """Pillow decodes it by calling Ghostscript."""
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}:{os.environ['PATH']}")
+    path = tmp_path / "pet.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(UserError, match=r"pet\.jpg is not"):
+        decode(path)
+    assert not (tmp_path / "was-run").exists()
 
 
 WAYS_TO_BREAK: dict[str, Callable[[Path], object]] = {

@@ -3,6 +3,8 @@ import io
 import os
 import shutil
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import oxford_pet
+from atomic import locked
 from cli import UserError
 from images import decode_image
 from oxford_pet import (
@@ -89,7 +92,7 @@ def test_missing_data_and_lists_are_named(pets: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the test split of .* is empty"):
         load_split(pets, "test", SIDE)
     (pets / "annotations" / "test.txt").unlink()
-    with pytest.raises(UserError, match=r"cannot read the list .*test\.txt"):
+    with pytest.raises(UserError, match=r"test\.txt cannot be read"):
         load_split(pets, "test", SIDE)
     missing = trimap_path(pets, read_split(pets, "train")[7])
     missing.unlink()
@@ -281,26 +284,65 @@ def test_broken_image_leaves_no_cache(pets: Path, index: int) -> None:
     assert cache_files(pets) == []
 
 
-def test_two_runs_may_decode_at_once(
+def test_of_two_runs_that_start_at_once_one_decodes_and_the_other_waits(
     pets: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One is still writing the cache when the other has written all of it."""
     decode_all, other_run = oxford_pet.decode_all, []
+    thread = threading.Thread(target=lambda: other_run.append(load_split(pets, "train", SIDE)))
 
-    def decode_while_another_run_does(*arguments: object) -> Iterator[np.ndarray]:
-        for index, sample in enumerate(decode_all(*arguments)):
-            if index == 9:
-                monkeypatch.setattr(oxford_pet, "decode_all", decode_all)
-                other_run.append(load_split(pets, "train", SIDE))
-            yield sample
+    def decode_while_another_run_starts(*arguments: object) -> Iterator[np.ndarray]:
+        monkeypatch.setattr(oxford_pet, "decode_all", refuse)
+        thread.start()
+        yield from decode_all(*arguments)
+        time.sleep(0.2)
+        assert other_run == []
 
-    monkeypatch.setattr(oxford_pet, "decode_all", decode_while_another_run_does)
+    monkeypatch.setattr(oxford_pet, "decode_all", decode_while_another_run_starts)
     split = load_split(pets, "train", SIDE)
-    monkeypatch.setattr(oxford_pet, "decode_all", refuse)
+    thread.join()
     assert split.pixels.equal(other_run[0].pixels)
     assert split.pixels.equal(load_split(pets, "train", SIDE).pixels)
     assert len(cache_files(pets)) == 1
     assert capfd.readouterr().err == ""  # no note, and no progress bar where no terminal is
+
+
+def test_what_a_killed_decoding_left_is_removed(pets: Path) -> None:
+    (pets / ".cache").mkdir()
+    (pets / ".cache" / ".train-18x32-0123456789abcdef.npy.1234abcd.part").write_bytes(bytes(1000))
+    load_split(pets, "train", SIDE)
+    assert len(list((pets / ".cache").iterdir())) == 1
+
+
+HOSTILE_NAMES = {
+    "../evil": "no plain name",
+    "a/b": "no plain name",
+    "/etc/passwd": "no plain name",
+    "..": "no plain name",
+    ".hidden": "no plain name",
+    "back\\slash": "no plain name",
+    "c:drive": "no plain name",
+    "nul\0": "no plain name",
+    "bell\a": "no plain name",
+    "x" * 201: "no plain name",
+    "ä" * 101: "no plain name",
+    "Tabby_001": "is on line 1 already",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_in_lists_that_lead_elsewhere_are_refused(pets: Path, name: str) -> None:
+    path = pets / "annotations" / "test.txt"
+    path.write_text(f"Tabby_001 1 1 1\n\n{name} 1 1 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"test\.txt, line 3: .*{HOSTILE_NAMES[name]}") as caught:
+        read_split(pets, "test")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_list_of_a_million_lines_is_read_and_its_first_missing_image_named(pets: Path) -> None:
+    path = pets / "annotations" / "test.txt"
+    path.write_text("".join(f"name_{index}\n" for index in range(10**6)))
+    with pytest.raises(UserError, match=r"name_0\.jpg is listed but cannot be read"):
+        load_split(pets, "test", SIDE)
 
 
 def no_space(*_: object) -> None:
@@ -398,6 +440,70 @@ def test_archives_placed_by_hand_are_used(
     assert f"using {target.parent / 'images.tar.gz'}" in capsys.readouterr().out
     assert len(load_split(target, "test", SIDE)) == 20
     assert {path.name for path in target.parent.iterdir()} == {target.name, "images.tar.gz", "annotations.tar.gz"}
+
+
+def add_member(tar: tarfile.TarFile, name: str, **attributes: object) -> None:
+    member = tarfile.TarInfo(name)
+    for key, value in attributes.items():
+        setattr(member, key, value)
+    tar.addfile(member, io.BytesIO(bytes(member.size)))
+
+
+HOSTILE_MEMBERS: dict[str, Callable[[tarfile.TarFile, Path], None]] = {
+    "dots": lambda tar, _: add_member(tar, "../../evil", size=3),
+    "absolute": lambda tar, outside: add_member(tar, str(outside / "evil"), size=3),  # unpacked below the folder
+    "link": lambda tar, outside: add_member(tar, "images", type=tarfile.SYMTYPE, linkname=str(outside)),
+    "hard link": lambda tar, _: add_member(tar, "evil", type=tarfile.LNKTYPE, linkname="../../../evil"),
+    "device": lambda tar, _: add_member(tar, "evil", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+    "pipe": lambda tar, _: add_member(tar, "evil", type=tarfile.FIFOTYPE),
+    "bomb": lambda tar, _: add_member(tar, "zeros", size=3_000_000),
+}
+
+
+@pytest.mark.parametrize("what", [*HOSTILE_MEMBERS, "truncated", "no archive"])
+def test_a_hostile_or_broken_archive_stays_inside_and_is_one_line(
+    archives: list[Path], target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(oxford_pet, "UNPACKED_BYTES", 1_000_000)
+    target.parent.mkdir()
+    path = target.parent / archives[0].name
+    if what in HOSTILE_MEMBERS:
+        with tarfile.open(path, "w:gz") as tar:
+            HOSTILE_MEMBERS[what](tar, tmp_path / "outside")
+            add_member(tar, "images/evil", size=3)
+    else:
+        data = archives[0].read_bytes()
+        path.write_bytes(data[: len(data) // 3] if what == "truncated" else b"text")
+    checksums = list(oxford_pet.ARCHIVES.values())
+    checksums[0] = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(oxford_pet, "ARCHIVES", dict(zip(oxford_pet.ARCHIVES, checksums, strict=True)))
+    if what == "absolute":
+        download(target)
+    else:
+        with pytest.raises(UserError, match=r"images\.tar\.gz cannot be unpacked: ") as caught:
+            download(target)
+        assert "\n" not in str(caught.value)
+        assert not target.exists()
+    assert [name for name in files_below(tmp_path) if "evil" in name and "home/oxford-iiit-pet/" not in name] == []
+    assert sorted(entry.name for entry in target.parent.iterdir() if entry.suffix in (".part", ".lock")) == []
+
+
+def test_a_broken_archive_placed_by_hand_is_named(archives: list[Path], target: Path) -> None:
+    target.parent.mkdir()
+    (target.parent / "images.tar.gz").write_bytes(archives[0].read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"home/images\.tar\.gz is broken: its MD5 is not"):
+        download(target)
+
+
+def test_a_second_download_says_who_is_at_it_and_a_killed_ones_leftovers_go(archives: list[Path], target: Path) -> None:
+    held = pytest.raises(BlockingIOError, match=rf"held by process {os.getpid()} on .* since 20")
+    with locked(target.parent / f".{target.name}.lock"), held:
+        download(target)
+    (target.parent / f".{target.name}.0a1b2c3d.part" / "images").mkdir(parents=True)
+    (target.parent / f".{target.name}.download").mkdir()
+    (target.parent / f".{target.name}.download" / "images.tar.gz.0a1b.partial").write_bytes(bytes(10))
+    download(target)
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_what_is_there_is_not_overwritten(archives: list[Path], pets: Path, target: Path) -> None:

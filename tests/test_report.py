@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report import HISTORY_COLUMNS, draw_contact_sheet, draw_curves, overlay, read_history, write_history
+from checkpoint import HISTORY_COLUMNS
+from report import draw_contact_sheet, draw_curves, overlay, read_history, write_history
 
 
 def history(epochs: int) -> list[dict[str, float]]:

@@ -68,7 +68,8 @@ def test_every_defect_is_named(pets: Path, capsys: pytest.CaptureFixture[str]) -
         f"WRONG 1 names listed twice > valid and test: {names[4]}",
         f"WRONG 1 missing files > annotations/trimaps: {names[0]}.png",
         f"WRONG 2 broken files > is broken: image file is truncated: {names[1]}.jpg > is not a trimap of 1 (pet), "
-        f"2 (background), 3 (boundary): it has the values 0, 255: {names[2]}.png",
+        f"2 (background), 3 (boundary): it has the values 0, 255; tools/import_masks.py makes trimaps of "
+        f"other masks: {names[2]}.png",
         f"WRONG 1 images and trimaps of different size > {names[3]} ({width}x{height} and {width - 3}x{height})",
         f"note 1 files that are not what their name says > really BMP: {names[5]}.jpg",
         f"note 1 images not stored as RGB > L: {names[6]}",

@@ -23,10 +23,9 @@ import engine
 import evaluate
 import inference
 import train
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import HISTORY_COLUMNS, load_checkpoint, save_checkpoint
 from cli import REPO, UserError
 from models import NETWORKS
-from report import HISTORY_COLUMNS
 
 AtStep = Callable[[int, Callable[[], None]], None]
 
@@ -144,7 +143,7 @@ def test_resumed_equals_uninterrupted(
         run_train(*flags, "--save_path", tmp_path / "stopped")
     assert caught.value.code == 128 + signal.SIGTERM
     state = load_checkpoint(tmp_path / "stopped" / "R" / "R_last.pth")
-    assert (state["epoch"], state["training"]["step"]) == divmod(steps, 5)
+    assert (state["epoch"], state["training"]["step"]) == ((steps - 1) // 5, (steps - 1) % 5 + 1)
     run_train("--recipe", recipe, "--name", "R", *again, "--save_path", tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 

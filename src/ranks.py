@@ -1,0 +1,105 @@
+"""Several processes that train one network: which of them this is, sums over all, who writes.
+
+torchrun starts them and says who is who; without it there is one rank, and nothing here does anything.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def join(device: torch.device) -> torch.device:
+    """Meet the other processes, and return this one's device; only rank 0 prints from here on."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr.isatty = lambda: False  # no progress bars
+    return device
+
+
+def distribute(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Any]]:
+    """The model with BatchNorm over the global batch, and its forward pass, whose backward averages the gradients."""
+    if world() == 1:
+        return model, model
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNormOverRanks
+    devices = [device] if device.type == "cuda" else None
+    return model, DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class BatchNormOverRanks(nn.BatchNorm2d):
+    """BatchNorm over the equal batches of all ranks, for the CPU, whose tensors nn.SyncBatchNorm refuses."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(features)
+        count = world() * features.numel() // features.shape[1]
+        mean = all_reduce(features.sum((0, 2, 3))) / count  # (C,)
+        centred = features - mean.view(1, -1, 1, 1)
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def own_part(slots: Tensor, batch_size: int) -> Tensor:
+    """This rank's share of every batch: (n * batch_size, ...) to (n * batch_size / world, ...)."""
+    return slots.unflatten(0, (-1, world(), batch_size // world()))[:, rank()].flatten(0, 1)
+
+
+def average_(value: Tensor) -> None:
+    """Replace a tensor by its mean over the ranks."""
+    if world() > 1:
+        dist.all_reduce(value.div_(world()))
+
+
+def largest(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    if world() == 1:
+        return number
+    value = torch.tensor(number)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """Call a function on rank 0 alone; all ranks return its result."""
+    values = [make() if rank() == 0 else None]
+    if world() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
