@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -336,6 +337,133 @@ def test_a_loss_that_is_not_finite_is_named_and_saves_nothing(
     images = train.load_split(state["data_path"], "train", 32).names
     order = engine.draw_epoch(state["config"].augmentation_at(2), 18, 4, seed=0, epoch=2).order
     assert ", ".join(sorted(images[index] for index in order[4:8])) in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that diverges in its last step, the loss was finite throughout."""
+    step, calls = engine.train_step, []
+
+    def train_step(state: engine.TrainingState, *args: object) -> Tensor:
+        calls.append(1)
+        loss = step(state, *args)
+        if len(calls) == 10:
+            next(state.model.parameters()).data[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(engine, "train_step", train_step)
+    with pytest.raises(UserError, match="weights were not finite in epoch 2"):
+        run_train("--epochs", 2, "--save_every", 0)
+    for which in ("last", "best"):
+        assert load_checkpoint(tmp_path / "R" / f"R_{which}.pth")["epoch"] == 1
+
+
+@pytest.mark.parametrize("where", ["refresh_batchnorm", "score_epoch"])
+def test_a_signal_after_the_steps_leaves_the_epoch_to_the_resumed_run(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run_train("--epochs", 2, "--save_path", tmp_path / "whole")
+    function = getattr(train, where)
+
+    def stopped_in(*args: object) -> object:
+        monkeypatch.setattr(train, where, function)
+        terminate()
+        return function(*args)
+
+    monkeypatch.setattr(train, where, stopped_in)
+    with pytest.raises(SystemExit):
+        run_train("--epochs", 2, "--save_path", tmp_path / "stopped")
+    state = load_checkpoint(tmp_path / "stopped" / "R" / "R_last.pth")
+    assert (state["epoch"], state["training"]["step"]) == (0, 5)
+    run_train("--resume", "--save_path", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ((), None),
+        (("model",), {}),
+        (("model", "0.weight"), torch.zeros(4, 3, 3, 2)),
+        (("model", "0.bias"), torch.full((4,), float("nan"))),
+        (("optimizer",), {}),
+        (("optimizer", "param_groups"), [{}]),
+        (("optimizer", "state", 0), {"step": torch.tensor(2.0), "exp_avg": torch.zeros(9)}),
+        (("step",), 6),
+        (("step",), "2"),
+        (("loss_sum",), torch.zeros(3)),
+        (("seconds",), None),
+        (("best_dice",), "x"),
+        (("fingerprints",), None),
+    ],
+)
+def test_a_damaged_training_state_is_one_line(run_train: Train, tmp_path: Path, keys: tuple, value: object) -> None:
+    run_train("--epochs", 1, "--recipe", "lab2", "--name", "R")
+    state = torch.load(tmp_path / "R" / "R_last.pth")
+    place = state["training"]
+    for key in keys[:-1]:
+        place = place[key]
+    if keys:
+        place[keys[-1]] = value
+    else:
+        del state["training"]
+    torch.save(state, tmp_path / "R" / "R_last.pth")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()}
+    with pytest.raises(UserError) as caught:
+        run_train("--recipe", "lab2", "--name", "R", "--resume", "--epochs", 2)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()} == before
+
+
+def test_two_runs_in_one_folder_are_refused(run_train: Train, at_step: AtStep, tmp_path: Path) -> None:
+    said = []
+
+    def start_another() -> None:
+        for flags in (["--overwrite"], ["--resume"]):
+            with pytest.raises(BlockingIOError, match=rf"held by process {os.getpid()} on") as caught:
+                run_train("--epochs", 2, *flags)
+            said.append(str(caught.value))
+
+    at_step(7, start_another)
+    run_train("--epochs", 2, "--save_path", tmp_path)
+    assert len(said) == 2
+    assert len(read_history(tmp_path)) == 2
+    assert not (tmp_path / ".R.lock").exists()
+
+
+def test_what_killed_saves_left_is_removed_at_the_next_start(run_train: Train, tmp_path: Path) -> None:
+    for flags in (["--resume", "--epochs", 2], ["--overwrite"]):
+        run_train("--epochs", 1, "--recipe", "lab2", "--name", "R", "--overwrite")
+        (tmp_path / "R" / ".R_best.pth.0123abcd.part").write_bytes(bytes(100))
+        run_train("--recipe", "lab2", "--name", "R", *flags, *([] if "--epochs" in flags else ["--epochs", 1]))
+        assert not list((tmp_path / "R").glob(".*"))
+
+
+def test_one_training_image_of_32_pixels_trains(
+    drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deepest features are one pixel, of which BatchNorm has no variance."""
+    monkeypatch.setattr(train, "draw_curves", lambda _, path: path.touch())
+    flags = ["--limit", 1, "--image_size", 32, "--epochs", 2, "--batch_size", 2, "--save_path", tmp_path, "--name", "R"]
+    train.main([str(flag) for flag in ("--model", "ResNet34_UNet_small", "--data_path", drawn_pets, *flags)])
+    assert len(read_history(tmp_path)) == 2
+
+
+def test_one_step_in_all_is_refused(run_train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one step in all would train nothing"):
+        run_train("--epochs", 1, "--limit", 1)
+    assert not (tmp_path / "R").exists()
+
+
+def test_training_images_without_a_pet_are_noted(run_train: Train, pets: Path, capsys: pytest.CaptureFixture) -> None:
+    run_train("--epochs", 1, "--limit", 5)
+    assert "show no pet" not in capsys.readouterr().out
+    for path in (pets / "annotations" / "trimaps").glob("*.png"):
+        trimap = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.full_like(trimap, 2))
+    run_train("--epochs", 1, "--limit", 5, "--overwrite", "--data_path", pets)
+    assert "note: the training images show no pet; masks of 0 and 255" in capsys.readouterr().out
 
 
 def test_a_nan_score_is_never_the_best(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
