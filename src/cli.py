@@ -81,6 +81,8 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except (RuntimeError, MemoryError) as error:
+        if "by peer" in str(error):
+            sys.exit("error: another process of the run has ended; its checkpoints stay")
         signs = ("out of memory", "can't allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
             raise

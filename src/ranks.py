@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -30,7 +29,11 @@ def join(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, own_rank, count = next(dist.rendezvous("env://"))
+    # torchrun may keep the store when it starts the processes anew; what those before left in it leads nowhere.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         sys.stderr.isatty = lambda: False  # no progress bars
@@ -48,7 +51,21 @@ def distribute(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Any]]:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = BatchNormOverRanks
     devices = [device] if device.type == "cuda" else None
-    return model, DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return model, DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """All-reduce, in both directions."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return SumOverRanks.forward(_, gradient)
 
 
 class BatchNormOverRanks(nn.BatchNorm2d):
@@ -58,9 +75,9 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         if not self.training:
             return super().forward(features)
         count = world() * features.numel() // features.shape[1]
-        mean = all_reduce(features.sum((0, 2, 3))) / count  # (C,)
+        mean = SumOverRanks.apply(features.sum((0, 2, 3))) / count  # (C,)
         centred = features - mean.view(1, -1, 1, 1)
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
