@@ -1,5 +1,5 @@
-"""UNet++ over a ResNet-34: Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation" (2018), and
-"UNet++: Redesigning Skip Connections to Exploit Multiscale Features in Image Segmentation" (2020).
+"""UNet++ (Zhou et al., "UNet++: Redesigning Skip Connections to Exploit Multiscale Features in Image Segmentation",
+2020, after "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", 2018) over a ResNet-34.
 """
 
 import torch
