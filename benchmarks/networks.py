@@ -35,7 +35,10 @@ def count_gmacs(model: torch.nn.Module, size: int) -> float:
 
 
 def milliseconds_a_photo(model: torch.nn.Module, network: str, size: int, repeats: int = 5) -> float:
-    """Of a ``Predictor`` for one size x size photo on one thread of the CPU, the median after a first call."""
+    """Of a ``Predictor`` for one size x size photo on one thread of the CPU, the median after a first call.
+
+    It is CPU time: on one thread that is the time passed, less what other processes took.
+    """
     predictor = Predictor({"config": Config(network, image_size=size), "model": model.state_dict()}, "cpu")
     photo = np.zeros((size, size, 3), np.uint8)
     threads = torch.get_num_threads()
@@ -43,7 +46,7 @@ def milliseconds_a_photo(model: torch.nn.Module, network: str, size: int, repeat
     marks = []
     for _ in range(repeats + 2):
         predictor(photo)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
     torch.set_num_threads(threads)
     return 1000 * statistics.median(end - start for start, end in pairwise(marks))
 

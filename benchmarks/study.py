@@ -381,7 +381,7 @@ def mean_by_size(scores: np.ndarray, sizes: np.ndarray) -> list[float]:
 
 
 def size_table(runs: Runs) -> list[str]:
-    """Markdown: test Dice and boundary F-score by the size of the pet, a fraction of the image that mean_mask.py records.
+    """Markdown: test Dice and boundary F-score by the size of the pet, the fraction of the image in mean_mask.py's row.
 
     A system is left out if it was tested on other images than the mean mask.
     """

@@ -185,6 +185,10 @@ def _is_colour(value: Any, lowest: float) -> bool:
 # ---------------------------------------------------------------------------------------------- the recipes
 
 
+# Values that a network wants otherwise in our own recipes.
+OF_NETWORK: dict[str, dict[str, Any]] = {name: {"learning_rate": 1e-3} for name in ("SegFormer", "SegFormerB1")}
+
+
 def default(network: str) -> Config:
     """Trains for the best Dice in the end.
 
@@ -197,6 +201,7 @@ def default(network: str) -> Config:
             horizontal_flip=0.5, rotation=15, zoom=1.33, stretch=1.2, shift=0.1, brightness=0.1, contrast=1.25
         ),
         ramp_epochs=30,
+        **OF_NETWORK.get(network, {}),
     )
 
 
@@ -212,6 +217,7 @@ def fast(network: str) -> Config:
         augmentation=Augmentation(horizontal_flip=0.5),
         epochs=20,
         progressive=((0.25, 4), (0.6, 2)),
+        **OF_NETWORK.get(network, {}),
     )
 
 
