@@ -185,7 +185,8 @@ def _is_colour(value: Any, lowest: float) -> bool:
 # ---------------------------------------------------------------------------------------------- the recipes
 
 
-# Values that a network wants otherwise in our own recipes.
+# Values that a network wants otherwise in our own recipes. SegFormer after 12 epochs of 828 images at 64x64 (one seed):
+# validation Dice 0.7657, 0.7763, 0.7776 with 5e-4, 1e-3 and 2e-3. The last two are level: the lower is for long runs.
 OF_NETWORK: dict[str, dict[str, Any]] = {name: {"learning_rate": 1e-3} for name in ("SegFormer", "SegFormerB1")}
 
 
