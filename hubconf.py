@@ -48,6 +48,16 @@ def resnet34_unet_small(weights: str | None = None) -> "nn.Module":
     return _load("ResNet34_UNet_small", weights)
 
 
+def unet_plus_plus(weights: str | None = None) -> "nn.Module":
+    """UNetPlusPlus, nested skips over a ResNet-34 (Zhou et al., 2020); otherwise as ``unet``."""
+    return _load("UNetPlusPlus", weights)
+
+
+def segformer(weights: str | None = None) -> "nn.Module":
+    """SegFormer-B0 (Xie et al., 2021); otherwise as ``unet``."""
+    return _load("SegFormer", weights)
+
+
 def predictor(checkpoint: str, **options: typing.Any) -> "Predictor":
     """A ``predictor.Predictor``: RGB images or files in, probabilities of pet at their own size out.
 

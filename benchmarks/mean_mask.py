@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": train.root.name,
         "history": [],
         "test_dice": [round(float(value), 4) for value in dice["test"]],
+        "test_sizes": [round(float(size), 4) for part in targets(test) for size in part.float().mean((1, 2, 3))],
     }
     path = args.results / "run-mean-mask.json"
     write_json(path, row)

@@ -50,7 +50,15 @@ COMPARISONS = (
     ("lab2-R", "lab2-unaugmented-R"),
     ("lab3-R", "lab3-bce-R"),
     ("lab2-U", "mean-mask"),
+    ("cpu-R", "cpu-UNetPlusPlus"),
+    ("cpu-R", "cpu-SegFormer"),
+    ("cpu-UNetPlusPlus", "cpu-SegFormer"),
+    ("cpu-R-quarter", "cpu-U-quarter"),
+    ("cpu-R-quarter", "cpu-UNetPlusPlus-quarter"),
+    ("cpu-R-quarter", "cpu-SegFormer-quarter"),
+    ("cpu-UNetPlusPlus-quarter", "cpu-SegFormer-quarter"),
 )
+SIZES = ("smallest", "small", "middle", "large", "largest")  # of pets, a fifth of the test images each
 RESAMPLES = 10_000
 MARKER = "<!-- Below this line is written by hand; benchmarks/study.py keeps it. -->"
 
@@ -198,7 +206,7 @@ class Queue:
         return True
 
     def row(self, entry: Entry) -> dict[str, Any]:
-        """What is recorded of a run: its scores, its cost, its curves, and each test image's Dice."""
+        """What is recorded of a run: its scores, its cost, its curves, and two scores of each test image."""
         folder, (_, state) = self.save_path / entry.name, self.newest(entry)
         history = read_history(folder / f"{entry.name}_history.csv")
         seconds = sum(epoch["seconds"] for epoch in history)
@@ -227,6 +235,7 @@ class Queue:
             "config": as_json(entry.config),
             "history": [{key: round(value, 5) for key, value in epoch.items()} for epoch in history],
             "test_dice": [round(image["dice"], 4) for image in test["per_image"]],
+            "test_boundary_f": [round(image["boundary_f"], 4) for image in test["per_image"]],
         }
 
 
@@ -288,23 +297,23 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, s
     return float(low), float(high)
 
 
-def compare(runs: Runs, a: str, b: str) -> dict[str, Any] | None:
-    """Test Dice of a system less that of another, over the seeds that both have.
+def compare(runs: Runs, a: str, b: str, score: str = "test_dice") -> dict[str, Any] | None:
+    """Test Dice (or another score of each test image) of a system less that of another, over the seeds that both have.
 
-    Each image's Dice is its mean over the seeds; a difference whose interval includes 0 is called none. The validation
+    Each image's score is its mean over the seeds; a difference whose interval includes 0 is called none. The validation
     Dice of both is the best up to the last epoch of the shorter run.
 
     Returns:
-        None if they share no seed, or were not tested on the same images.
+        None if they share no seed, were not tested on the same images, or have no such score.
     """
     seeds = sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys())
     pair = [[runs[system][seed] for seed in seeds] for system in (a, b)]
-    tested_on = {(row["data"], row["image_size"], len(row["test_dice"])) for rows in pair for row in rows}
-    if len(tested_on) != 1 or not pair[0][0]["test_dice"]:
+    tested_on = {(row["data"], row["image_size"], len(row.get(score, []))) for rows in pair for row in rows}
+    if len(tested_on) != 1 or not pair[0][0].get(score):
         return None
-    dice_a, dice_b = (np.mean([row["test_dice"] for row in rows], axis=0) for rows in pair)
-    low, high = paired_bootstrap(dice_a, dice_b)
-    difference = float((dice_a - dice_b).mean())
+    scores_a, scores_b = (np.mean([row[score] for row in rows], axis=0) for rows in pair)
+    low, high = paired_bootstrap(scores_a, scores_b)
+    difference = float((scores_a - scores_b).mean())
     epochs = [min(row["epochs"] for row in rows) for rows in pair]
     histories = [[row["history"][: min(epochs)] for row in rows] for rows in pair]
     best = [[max(epoch["valid_dice"] for epoch in history) for history in part if history] for part in histories]
@@ -343,17 +352,52 @@ def score_table(runs: Runs) -> list[str]:
 def difference_table(runs: Runs) -> list[str]:
     """Markdown, a line for each of COMPARISONS that has been run."""
     lines = [
-        "| difference of test Dice | mean | 95% interval | called | seeds | epochs | validation, equal epochs |",
-        "| --- " * 7 + "|",
+        "| difference of test Dice | mean | 95% interval | called | seeds | epochs | validation, equal epochs "
+        "| boundary F (95% interval) |",
+        "| --- " * 8 + "|",
     ]
     for a, b in COMPARISONS:
         if d := compare(runs, a, b):
             low, high = d["interval"]
             epochs, valid = " and ".join(map(str, d["epochs"])), " and ".join(f"{v:.4f}" for v in d["validation"])
+            outline = ""
+            if f := compare(runs, a, b, "test_boundary_f"):
+                outline = f"{f['mean']:+.4f} ({f['interval'][0]:+.4f} to {f['interval'][1]:+.4f})"
             lines.append(
                 f"| {a} less {b} | {d['mean']:+.4f} | {low:+.4f} to {high:+.4f} | {d['called']} | {d['seeds']} "
-                f"| {epochs} | {valid} |"
+                f"| {epochs} | {valid} | {outline} |"
             )
+    return lines
+
+
+def mean_by_size(scores: np.ndarray, sizes: np.ndarray) -> list[float]:
+    """Mean score of the fifth of the images with the smallest pets, the next fifth, and so on.
+
+    Args:
+        scores, sizes: (n,) of the same images.
+    """
+    order = np.argsort(sizes, kind="stable")
+    return [float(scores[part].mean()) for part in np.array_split(order, len(SIZES))]
+
+
+def size_table(runs: Runs) -> list[str]:
+    """Markdown: test Dice and boundary F-score by the size of the pet, the fraction of the image in mean_mask.py's row.
+
+    A system is left out if it was tested on other images than the mean mask.
+    """
+    about = runs.get("mean-mask", {}).get(0, {})
+    sizes = np.array(about.get("test_sizes", []))
+    if not len(sizes):
+        return []
+    tops = [part.max() for part in np.array_split(np.sort(sizes), len(SIZES))]
+    columns = " | ".join(f"{name}, to {top:.0%}" for name, top in zip(SIZES, tops, strict=True))
+    lines = [f"| system | score | {columns} |", "| --- " * (2 + len(SIZES)) + "|"]
+    for system, rows in runs.items():
+        for score, name in (("test_dice", "Dice"), ("test_boundary_f", "boundary F")):
+            scores = [row.get(score, []) for row in rows.values() if row["data"] == about["data"]]
+            if scores and all(len(one) == len(sizes) for one in scores):
+                means = mean_by_size(np.mean(scores, axis=0), sizes)
+                lines.append(f"| {system} | {name} | {' | '.join(f'{mean:.4f}' for mean in means)} |")
     return lines
 
 
@@ -406,6 +450,12 @@ def write_page(results: Path, page: Path) -> None:
         "called none.",
         "\n".join(difference_table(runs)),
     ]
+    if sizes := size_table(runs):
+        sections += [
+            "Test scores by the size of the pet: a fifth of the images in each column, and the largest fraction of an "
+            "image that is pet there.",
+            "\n".join(sizes),
+        ]
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     by_hand = old.split(MARKER, 1)[1] if MARKER in old else "\n"
     text = "\n\n".join(sections)

@@ -61,7 +61,7 @@ class Predictor:
         self._setup(fold_batchnorm(model), replace(config, image_size=image_size or config.image_size), device)
         self.flip_average = flip_average
         for module in self.model.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 module.to(self.precision)  # once, where autocast would do it for each batch
 
     @classmethod

@@ -185,6 +185,11 @@ def _is_colour(value: Any, lowest: float) -> bool:
 # ---------------------------------------------------------------------------------------------- the recipes
 
 
+# Values that a network wants otherwise in our own recipes. SegFormer after 12 epochs of 828 images at 64x64 (one seed):
+# validation Dice 0.7657, 0.7763, 0.7776 with 5e-4, 1e-3 and 2e-3. The last two are level: the lower is for long runs.
+OF_NETWORK: dict[str, dict[str, Any]] = {name: {"learning_rate": 1e-3} for name in ("SegFormer", "SegFormerB1")}
+
+
 def default(network: str) -> Config:
     """Trains for the best Dice in the end.
 
@@ -197,6 +202,7 @@ def default(network: str) -> Config:
             horizontal_flip=0.5, rotation=15, zoom=1.33, stretch=1.2, shift=0.1, brightness=0.1, contrast=1.25
         ),
         ramp_epochs=30,
+        **OF_NETWORK.get(network, {}),
     )
 
 
@@ -212,6 +218,7 @@ def fast(network: str) -> Config:
         augmentation=Augmentation(horizontal_flip=0.5),
         epochs=20,
         progressive=((0.25, 4), (0.6, 2)),
+        **OF_NETWORK.get(network, {}),
     )
 
 

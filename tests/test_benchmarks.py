@@ -83,6 +83,7 @@ def test_a_queue_is_trained_scored_and_recorded(
     scores = json.loads((tmp_path / "R" / "R_test_scores_flip.json").read_text())
     assert row["dice"].keys() == row["boundary_f"].keys() == {"validation", "validation_flip", "test", "test_flip"}
     assert row["dice"]["test_flip"] == pytest.approx(scores["dice"], abs=1e-5)
+    assert np.mean(row["test_boundary_f"]) == pytest.approx(row["boundary_f"]["test"], abs=1e-4)
     assert (row["system"], row["seed"], row["epochs"], row["image_size"], len(row["test_dice"])) == ("R", 0, 2, 32, 20)
     assert row["minutes"] == round(sum(epoch["seconds"] for epoch in history) / 60, 1)
     assert row["images_per_second"] == pytest.approx(36 / sum(epoch["seconds"] for epoch in history), abs=0.06)
@@ -199,6 +200,32 @@ def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
     assert study.paired_bootstrap(a, a) == (0, 0)
 
 
+def test_scores_by_size_of_the_pet(tmp_path: Path) -> None:
+    sizes = np.random.default_rng(0).permutation(11) / 20  # 3 images in the first fifth, 2 in each other
+    row = {"seed": 0, "data": "d", "image_size": 32, "epochs": 0, "history": []}
+    dice, boundary = 1 - sizes, sizes
+    scores = {"test_dice": list(dice), "test_boundary_f": list(boundary)}
+    runs = {"a": {0: row | scores, 1: row | {"test_dice": list(dice - 0.2), "test_boundary_f": list(boundary)}}}
+    runs |= {"b": {0: row | {"test_dice": list(dice)}}, "elsewhere": {0: row | scores | {"data": "other"}}}
+    assert study.size_table(runs) == []
+    runs["mean-mask"] = {0: row | {"test_dice": list(dice), "test_sizes": list(sizes)}}
+    title, _, *lines = study.size_table(runs)
+    assert title == (
+        "| system | score | smallest, to 10% | small, to 20% | middle, to 30% | large, to 40% | largest, to 50% |"
+    )
+    assert lines == [
+        "| a | Dice | 0.8500 | 0.7250 | 0.6250 | 0.5250 | 0.4250 |",
+        "| a | boundary F | 0.0500 | 0.1750 | 0.2750 | 0.3750 | 0.4750 |",
+        "| b | Dice | 0.9500 | 0.8250 | 0.7250 | 0.6250 | 0.5250 |",
+        "| mean-mask | Dice | 0.9500 | 0.8250 | 0.7250 | 0.6250 | 0.5250 |",
+    ]
+    assert study.compare(runs, "a", "b", "test_boundary_f") is None
+    difference = study.compare(
+        {"a": runs["a"], "b": {0: row | {"test_boundary_f": list(dice)}}}, "a", "b", "test_boundary_f"
+    )
+    assert difference["mean"] == pytest.approx((boundary - dice).mean())
+
+
 def test_mean_mask_against_numpy(drawn_pets: Path, tmp_path: Path) -> None:
     mean_mask.main(["--data_path", str(drawn_pets), "--image_size", "32", "--results", str(tmp_path)])
     row = json.loads((tmp_path / "run-mean-mask.json").read_text())
@@ -207,10 +234,20 @@ def test_mean_mask_against_numpy(drawn_pets: Path, tmp_path: Path) -> None:
     dice = {m: 2 * (mask & t).sum((1, 2)) / (mask.sum() + t.sum((1, 2))) for m, t in target.items()}
     assert row["dice"]["train"] == pytest.approx(dice["train"].mean(), abs=2e-3)
     np.testing.assert_allclose(row["test_dice"], dice["test"], atol=5e-3)
+    np.testing.assert_allclose(row["test_sizes"], target["test"].mean((1, 2)), atol=1e-4)
     assert row["pet_in_the_middle_ninth"] > row["pet_in_the_outer_eighths"]
 
 
 # ---------------------------------------------------------------------------------------------- speed and peers
+
+
+def test_networks_are_counted_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "NETWORKS", ["lab2.UNet", "SegFormer"])
+    networks.main(["--image_size", "32", "--results", str(tmp_path)])
+    rows = json.loads((tmp_path / "networks-32.json").read_text())["networks"]
+    assert rows["lab2.UNet"]["parameters"] == 92_161
+    assert rows["lab2.UNet"]["gmacs"] == pytest.approx(3.406 / 64, abs=1e-3)  # convolutions only: by the pixels
+    assert all(0 < row["milliseconds_a_photo"] < 10_000 for row in rows.values())
 
 
 @pytest.fixture

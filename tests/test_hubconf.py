@@ -19,7 +19,7 @@ def test_torch_hub_lists_the_networks_and_the_predictor() -> None:
     hubconf = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hubconf)
     public = {name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
-    assert public == {"unet", "resnet34_unet", "resnet34_unet_small", "predictor"}
+    assert public == {"unet", "resnet34_unet", "resnet34_unet_small", "unet_plus_plus", "segformer", "predictor"}
 
 
 @pytest.fixture

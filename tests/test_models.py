@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from losses import bce_dice_loss
 from models import ALIASES, NETWORKS, build_network, count_parameters, network_names
 from models.blocks import pad_to_multiple
-from models.resnet34_unet import ResNet34Encoder
+from models.resnet34_unet import ResNet34Encoder, Up, smooth
+from models.segformer import SegFormer
+from models.unet_plus_plus import UNetPlusPlus
 from predictor import fold_batchnorm
 
 
@@ -191,6 +193,99 @@ def test_encoder_is_resnet34() -> None:
         for stage, found in zip(stages, ours(images), strict=True):
             assert expected[stage].std() > 0.01
             torch.testing.assert_close(found, expected[stage], msg=lambda text, stage=stage: f"{stage}: {text}")
+
+
+def test_convolutions_start_as_in_he_et_al() -> None:
+    torch.manual_seed(0)
+    for module in SegFormer().stages.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:  # depthwise ones too
+            fan_out = module.weight[:, 0].numel() / module.groups
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+# ---------------------------------------------------------------------------------------------- UNet++
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_nodes_of_unet_plus_plus_are_those_of_figure_1(training: bool) -> None:
+    model = UNetPlusPlus().train(training)
+    node: dict[int, tuple[int, int]] = {}  # the indices (i, j) of a node by the id of its output
+    kept: list[object] = []  # so that no id is used twice
+
+    def after_encoder(_: nn.Module, __: object, features: list[Tensor]) -> None:
+        kept.extend(features)
+        node.update({id(one): (i, 0) for i, one in enumerate(features)})
+
+    def after_node(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        (i, j), *skips = (node[id(one)] for one in inputs)
+        assert skips == [(i - 1, k) for k in range(j + 1)]
+        assert output.shape[-1] == 64 / 2**i
+        kept.append(output)
+        node[id(output)] = (i - 1, j + 1)
+
+    model.encoder.register_forward_hook(after_encoder)
+    for module in model.modules():
+        if isinstance(module, Up):
+            module.register_forward_hook(after_node)
+    heads = []
+    for head in model.heads:
+        head.register_forward_pre_hook(lambda _, inputs: heads.append(node[id(inputs[0])]))
+    with torch.no_grad():
+        outputs = model(torch.randn(2, 3, 64, 64))
+    assert sorted(node.values()) == [(i, j) for i in range(5) for j in range(5 - i)]
+    assert heads == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert isinstance(outputs, list) == training
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_unet_plus_plus_is_pruned_to_a_depth(depth: int) -> None:
+    torch.manual_seed(0)
+    whole, pruned = shake_norms(UNetPlusPlus()).eval(), UNetPlusPlus(depth).eval()
+    pruned.load_state_dict(whole.state_dict())
+    found, images, used = [], torch.randn(1, 3, 64, 96), set()
+    for head in whole.heads:
+        head.register_forward_hook(lambda _, __, logits: found.append(logits))
+    for name, module in pruned.named_modules():
+        module.register_forward_hook(lambda *_, name=name: used.add(name))
+    with torch.inference_mode():
+        whole(images)
+        expected, logits = smooth(torch.stack(found[:depth]).mean(0)), pruned(images)
+    assert len(found) == 4
+    torch.testing.assert_close(logits, expected)
+    assert sum(isinstance(module, Up) and name in used for name, module in pruned.named_modules()) == {
+        1: 1, 2: 3, 3: 6, 4: 10
+    }[depth]  # fmt: skip
+    assert [f"encoder.stages.{index}" in used for index in range(4)] == [index < depth for index in range(4)]
+
+
+def test_unet_plus_plus_has_no_other_depth() -> None:
+    for depth in (0, 5, "2"):
+        with pytest.raises(ValueError, match=f"depths 1 to 4, not {depth!r}"):
+            UNetPlusPlus(depth)
+
+
+# ---------------------------------------------------------------------------------------------- SegFormer
+
+
+@pytest.mark.parametrize("network", ["SegFormer", "SegFormerB1"], indirect=True, scope="module")
+def test_segformer_is_that_of_transformers(network: str, model: nn.Module) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers' SegFormer is the reference")
+    widths = [stage.norm.normalized_shape[0] for stage in model.stages]
+    config = transformers.SegformerConfig(hidden_sizes=widths, num_labels=1, decoder_hidden_size=256)
+    ours = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for parameter in ours.parameters():  # new weights hide what is zero or one
+            parameter.normal_(parameter.mean().item(), 0.1)
+    theirs = transformers.SegformerForSemanticSegmentation(config).double().eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    for height, width in ((64, 64), (96, 160), (33, 70)):
+        images = torch.randn(2, 3, height, width, dtype=torch.float64)
+        padded, (rows, columns) = pad_to_multiple(images, 32)  # which theirs leaves to its caller
+        with torch.inference_mode():
+            logits = theirs(pixel_values=padded).logits  # (2, 1, H/4, W/4)
+            expected = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear")[..., rows, columns]
+            assert expected.std() > 0.1
+            torch.testing.assert_close(ours(images), expected, rtol=0, atol=1e-8)
 
 
 # ---------------------------------------------------------------------------------------------- the reports' networks

@@ -102,6 +102,20 @@ def test_a_checkpoint_predicts_what_was_trained_at_any_image_size(run_train: Tra
 # ---------------------------------------------------------------------------------------------- logits
 
 
+def test_bfloat16_weights_are_cast_once_and_norms_stay_float32() -> None:
+    torch.manual_seed(0)
+    state = build_network("SegFormer").state_dict()
+    rough, exact = (
+        Predictor({"config": Config("SegFormer", precision=precision), "model": state}, "cpu")
+        for precision in ("bf16", "fp32")
+    )
+    dtypes = {type(module): module.weight.dtype for module in rough.model.modules() if hasattr(module, "weight")}
+    assert dtypes == {nn.Conv2d: torch.bfloat16, nn.Linear: torch.bfloat16, nn.LayerNorm: torch.float32}
+    images = torch.rand(1, 3, 64, 64) * 255
+    expected = exact.logits(images)
+    torch.testing.assert_close(rough.logits(images), expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
 def test_logits_are_float32_in_evaluation_mode_and_leave_the_network_as_it_is(predictor: Predictor) -> None:
     predictor.model.train()
     before = {name: value.clone() for name, value in predictor.model.state_dict().items()}

@@ -11,12 +11,17 @@ from torch import nn
 
 from models import lab2, lab3
 from models.resnet34_unet import ResNet34UNet
+from models.segformer import SegFormer
 from models.unet import UNet
+from models.unet_plus_plus import UNetPlusPlus
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet": UNet,
     "ResNet34_UNet": ResNet34UNet,
     "ResNet34_UNet_small": partial(ResNet34UNet, width=0.25),
+    "UNetPlusPlus": UNetPlusPlus,
+    "SegFormer": SegFormer,
+    "SegFormerB1": partial(SegFormer, widths=(64, 128, 320, 512)),
     "lab2.UNet": lab2.UNet,
     "lab2.ResNet34_UNet": lab2.ResNet34UNet,
     "lab3.UNet": lab3.UNet,

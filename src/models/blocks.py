@@ -47,5 +47,6 @@ def init_convolutions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            module.weight.data *= module.groups**0.5  # PyTorch counts the outputs of all groups
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -51,25 +51,29 @@ class ResNet34Encoder(nn.Module):
             first = BasicBlock(self.widths[index], width, stride=1 if index == 0 else 2)
             self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1))))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) to the features of the stem and of the four stages, from fine to coarse."""
+    def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
+        """(N, 3, H, W) to the features of the stem and of the four stages, or of so many, from fine to coarse."""
         features = [self.stem(images)]  # (N, 64, H/2, W/2)
         features.append(self.stages[0](self.pool(features[0])))  # (N, 64, H/4, W/4)
-        for stage in self.stages[1:]:
+        for stage in self.stages[1:stages]:
             features.append(stage(features[-1]))  # (N, 128, 256, 512, H/8, 16, 32, ...)
         return features
 
 
 class Up(nn.Module):
-    """A decoder step: double the size by repeating pixels, concatenate the skip last, convolve."""
+    """A decoder step: double the size by repeating pixels, concatenate the skips last, convolve.
+
+    Args:
+        skip_channels: of all skips together.
+    """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.conv = DoubleConv(in_channels + skip_channels, out_channels)
 
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(torch.cat((self.up(features), skip), dim=1))  # (N, C, h, w) -> (N, out_channels, 2h, 2w)
+    def forward(self, features: Tensor, *skips: Tensor) -> Tensor:
+        return self.conv(torch.cat((self.up(features), *skips), dim=1))  # (N, C, h, w) -> (N, out_channels, 2h, 2w)
 
 
 class ResNet34UNet(nn.Module):
@@ -96,7 +100,7 @@ class ResNet34UNet(nn.Module):
                 (bottleneck, *decoder_widths), skips, decoder_widths, strict=False
             )
         )
-        self.head = nn.Sequential(nn.Conv2d(decoder_widths[-1], 4, 3, padding=1), nn.PixelShuffle(2))
+        self.head = full_size_head(decoder_widths[-1])
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,6 +120,11 @@ class ResNet34UNet(nn.Module):
         if not self.training:
             logits = smooth(logits)
         return logits[..., crop[0], crop[1]]
+
+
+def full_size_head(channels: int) -> nn.Sequential:
+    """Predict the four pixels of each position at once: (N, channels, H/2, W/2) to the logits, (N, 1, H, W)."""
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.PixelShuffle(2))
 
 
 def smooth(logits: Tensor) -> Tensor:
