@@ -29,11 +29,23 @@ import torch
 import train
 from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint
-from cli import DATASET, REPO, SAVED_MODELS, ArgumentParser, StopSignal, UserError, existing_path, run_script, shell
+from cli import (
+    DATASET,
+    REPO,
+    SAVED_MODELS,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    existing_path,
+    machine,
+    run_script,
+    shell,
+)
+from evaluate import RESAMPLES, difference
 from oxford_pet import find_root
 from peers import PEER_NETWORKS, PEER_RECIPES, register
 from recipes import Config
-from record import RESULTS, machine, write_json
+from record import RESULTS, write_json
 from report import draw_curves, read_history
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # as rows and tables name them, as evaluate.py does
@@ -51,7 +63,6 @@ COMPARISONS = (
     ("lab3-R", "lab3-bce-R"),
     ("lab2-U", "mean-mask"),
 )
-RESAMPLES = 10_000
 MARKER = "<!-- Below this line is written by hand; benchmarks/study.py keeps it. -->"
 
 
@@ -276,18 +287,6 @@ def read_rows(results: Path) -> Runs:
     return runs
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of mean(a - b): images are drawn with replacement, the same ones for both.
-
-    Args:
-        a, b: (n,) scores of the same images.
-    """
-    rng, gain = np.random.default_rng(seed), a - b
-    means = [gain[rng.integers(0, len(gain), (100, len(gain)))].mean(1) for _ in range(resamples // 100)]
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return float(low), float(high)
-
-
 def compare(runs: Runs, a: str, b: str) -> dict[str, Any] | None:
     """Test Dice of a system less that of another, over the seeds that both have.
 
@@ -303,15 +302,11 @@ def compare(runs: Runs, a: str, b: str) -> dict[str, Any] | None:
     if len(tested_on) != 1 or not pair[0][0]["test_dice"]:
         return None
     dice_a, dice_b = (np.mean([row["test_dice"] for row in rows], axis=0) for rows in pair)
-    low, high = paired_bootstrap(dice_a, dice_b)
-    difference = float((dice_a - dice_b).mean())
     epochs = [min(row["epochs"] for row in rows) for rows in pair]
     histories = [[row["history"][: min(epochs)] for row in rows] for rows in pair]
     best = [[max(epoch["valid_dice"] for epoch in history) for history in part if history] for part in histories]
     return {
-        "mean": difference,
-        "interval": (low, high),
-        "called": "none" if low <= 0 <= high else "above" if difference > 0 else "below",
+        **difference(dice_a, dice_b),
         "seeds": len(seeds),
         "epochs": epochs,
         "validation": [float(np.mean(values)) for values in best if values],
@@ -348,10 +343,9 @@ def difference_table(runs: Runs) -> list[str]:
     ]
     for a, b in COMPARISONS:
         if d := compare(runs, a, b):
-            low, high = d["interval"]
             epochs, valid = " and ".join(map(str, d["epochs"])), " and ".join(f"{v:.4f}" for v in d["validation"])
             lines.append(
-                f"| {a} less {b} | {d['mean']:+.4f} | {low:+.4f} to {high:+.4f} | {d['called']} | {d['seeds']} "
+                f"| {a} less {b} | {d['mean']:+.4f} | {d['low']:+.4f} to {d['high']:+.4f} | {d['called']} | {d['seeds']} "
                 f"| {epochs} | {valid} |"
             )
     return lines

@@ -60,14 +60,32 @@ def find_root(data_path: str | Path) -> Path:
     )
 
 
-def read_list(root: Path, name: str) -> list[str]:
-    """Read the first word of each line of ``annotations/<name>.txt``, in file order."""
+def read_lines(root: Path, name: str) -> list[list[str]]:
+    """Read the words of each line of ``annotations/<name>.txt``, in file order."""
     path = root / "annotations" / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from error
-    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    return [line.split() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def read_list(root: Path, name: str) -> list[str]:
+    """Read the first word of each line of ``annotations/<name>.txt``: the samples' names."""
+    return [words[0] for words in read_lines(root, name)]
+
+
+def read_breeds(root: Path) -> dict[str, dict[str, str]]:
+    """Each sample's breed and species, by its name, where the lists have the original's columns.
+
+    These are the name, as ``american_bulldog_10``; the class; the species, 1 cat or 2 dog; the breed's number.
+    """
+    lines = [words for name in ("trainval", "test") for words in read_lines(root, name)]
+    return {
+        words[0]: {"breed": words[0].rpartition("_")[0].replace("_", " "), "species": {"1": "cat", "2": "dog"}[words[2]]}
+        for words in lines
+        if len(words) == 4 and words[2] in ("1", "2") and "_" in words[0]
+    }
 
 
 def read_split(root: Path, mode: str) -> list[str]:
