@@ -343,10 +343,10 @@ def difference_table(runs: Runs) -> list[str]:
     ]
     for a, b in COMPARISONS:
         if d := compare(runs, a, b):
+            interval = f"{d['low']:+.4f} to {d['high']:+.4f}"
             epochs, valid = " and ".join(map(str, d["epochs"])), " and ".join(f"{v:.4f}" for v in d["validation"])
             lines.append(
-                f"| {a} less {b} | {d['mean']:+.4f} | {d['low']:+.4f} to {d['high']:+.4f} | {d['called']} | {d['seeds']} "
-                f"| {epochs} | {valid} |"
+                f"| {a} less {b} | {d['mean']:+.4f} | {interval} | {d['called']} | {d['seeds']} | {epochs} | {valid} |"
             )
     return lines
 

@@ -31,7 +31,6 @@ from predictor import Predictor, resize_logits
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, thumbnail, write_run_page
 from trimap import decode_trimap, target_and_weight
 
-
 LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
 
 
@@ -122,7 +121,7 @@ PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "overwrite", "
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Predict the test images, or any photos, with a checkpoint.")
     add_scoring_options(parser)
-    parser.add_argument("--masks_only", action="store_true", help="no overlays and no page, which take longer than masks")
+    parser.add_argument("--masks_only", action="store_true", help="no overlays and no page, which take longer")
     parser.add_argument(
         "--output",
         type=Path,

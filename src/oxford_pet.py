@@ -80,12 +80,12 @@ def read_breeds(root: Path) -> dict[str, dict[str, str]]:
 
     These are the name, as ``american_bulldog_10``; the class; the species, 1 cat or 2 dog; the breed's number.
     """
-    lines = [words for name in ("trainval", "test") for words in read_lines(root, name)]
-    return {
-        words[0]: {"breed": words[0].rpartition("_")[0].replace("_", " "), "species": {"1": "cat", "2": "dog"}[words[2]]}
-        for words in lines
-        if len(words) == 4 and words[2] in ("1", "2") and "_" in words[0]
-    }
+    breeds = {}
+    for name, *columns in read_lines(root, "trainval") + read_lines(root, "test"):
+        breed = name.rpartition("_")[0].replace("_", " ")
+        if breed and len(columns) == 3 and columns[1] in ("1", "2"):
+            breeds[name] = {"breed": breed, "species": "cat" if columns[1] == "1" else "dog"}
+    return breeds
 
 
 def read_split(root: Path, mode: str) -> list[str]:

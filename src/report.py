@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,12 +213,7 @@ def write_run_page(
         curves=curves({report["name"]: history}),
         tables=[convention_table(report), *group_tables(report["per_image"])],
         histogram=np.histogram(dice, 20, (0, 1))[0].tolist(),
-        gallery={
-            "boundary": report["boundary"],
-            "runs": [report["name"]],
-            "flags": list(FLAGS),
-            "entries": entries,
-        },
+        gallery=gallery(report["boundary"], [report["name"]], entries),
     )
 
 
@@ -231,6 +227,7 @@ def changed_from_default(config: Config) -> str:
 def run_facts(report: dict[str, Any]) -> dict[str, str]:
     """What the page says of a run and of its scoring, label to text."""
     config, trained = Config.from_dict(report["config"]), report["trained"]
+    epoch = "weights alone" if report["epoch"] is None else f"epoch {report['epoch']}"
     seconds = sum(row["seconds"] for row in trained["history"] or [])
 
     def versions(of: dict[str, Any]) -> str:
@@ -240,7 +237,7 @@ def run_facts(report: dict[str, Any]) -> dict[str, str]:
         "network": config.network,
         "recipe": changed_from_default(config),
         "seed": str(config.seed),
-        "checkpoint": f"{report['checkpoint']}, " + (f"epoch {report['epoch']}" if report["epoch"] else "weights alone"),
+        "checkpoint": f"{report['checkpoint']}, {epoch}",
         "trained by": trained["command"] or "",
         "trained with": f"{versions(trained)}; commit {trained['commit']}" if trained["versions"] else "",
         "training steps": f"{seconds / 60:.1f} minutes up to this checkpoint" if seconds else "",
@@ -302,7 +299,7 @@ def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return {"title": f"Dice {title}", "note": note, "head": head, "rows": found, "scale": scale_of(found)}
 
     sizes: dict[str, list[float]] = {}
-    for low, high in zip(PET_SIZES, PET_SIZES[1:], strict=False):
+    for low, high in itertools.pairwise(PET_SIZES):
         sizes[f"{low:.0%} to {high:.0%}"] = [
             row["dice"]
             for row in rows
@@ -363,6 +360,11 @@ def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, side: int
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
     encoded = cv2.imencode(".jpg", small, quality)[1], cv2.imencode(".webp", bits.astype(np.uint8), lossless)[1]
     return dict(zip(("image", "map"), (base64.b64encode(data).decode() for data in encoded), strict=True))
+
+
+def gallery(boundary: str, runs: list[str], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The page's gallery: what the boundary counts as, whose predictions, and ``gallery_entry`` of each image."""
+    return {"boundary": boundary, "runs": runs, "flags": list(FLAGS), "entries": entries}
 
 
 def gallery_entry(row: dict[str, Any], thumbnails: Sequence[dict[str, Any]], dice: list[float]) -> dict[str, Any]:
