@@ -36,6 +36,7 @@ from cli import (
     choose_precision,
     default_run_name,
     describe,
+    machine,
     plural,
     run_script,
     shell,
@@ -550,8 +551,9 @@ def write_page(run: Run) -> None:
         facts={
             "network": config.network,
             "recipe": changed_from_default(config),
+            "seed": str(config.seed),
             "data": f"{run.data_path}, fingerprints {' and '.join(run.fingerprints)} (training, validation)",
-            "device": describe(state.device, state.precision),
+            "device": f"{machine()}; {describe(state.device, state.precision)}",
             "training steps": format_duration(sum(row["seconds"] for row in run.history)),
             "command": provenance["command"],
             "versions": f"{versions}; commit {provenance['commit']}",
