@@ -1,7 +1,6 @@
 """Write a benchmark's figures as JSON, with the machine, versions, commit and command that they come from."""
 
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,9 @@ import torch
 
 from atomic import atomic_write
 from checkpoint import provenance
-from cli import REPO, cpu_cores, plural, shell
+from cli import REPO, machine, shell
 
 RESULTS = REPO / "benchmarks" / "results"
-
-
-def machine() -> str:
-    """The name of the machine's GPU, or of its CPU and the number of cores that this process may use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {plural(cpu_cores(), 'core')}"
 
 
 def origin(script: str, argv: list[str]) -> dict[str, Any]:

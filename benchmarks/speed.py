@@ -222,7 +222,9 @@ def files_to_masks(network: str, args: argparse.Namespace, overlays: bool) -> Co
     def work() -> None:
         pixels = torch.from_numpy(np.stack(list(decode_all(root, names, args.image_size))))
         split = Split(root, "test", names, pixels).to(args.device)
-        score_split(predictor, split, args.predict_batch, partial(write_prediction, Path(folder.name), overlays))
+        score_split(
+            predictor, split, args.predict_batch, partial(write_prediction, Path(folder.name), {} if overlays else None)
+        )
 
     return Contender(work, len(names), group="files")
 

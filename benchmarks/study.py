@@ -29,11 +29,23 @@ import torch
 import train
 from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint
-from cli import DATASET, REPO, SAVED_MODELS, ArgumentParser, StopSignal, UserError, existing_path, run_script, shell
+from cli import (
+    DATASET,
+    REPO,
+    SAVED_MODELS,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    existing_path,
+    machine,
+    run_script,
+    shell,
+)
+from evaluate import RESAMPLES, difference
 from oxford_pet import find_root
 from peers import PEER_NETWORKS, PEER_RECIPES, register
 from recipes import Config
-from record import RESULTS, machine, write_json
+from record import RESULTS, write_json
 from report import draw_curves, read_history
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # as rows and tables name them, as evaluate.py does
@@ -59,7 +71,6 @@ COMPARISONS = (
     ("cpu-UNetPlusPlus-quarter", "cpu-SegFormer-quarter"),
 )
 SIZES = ("smallest", "small", "middle", "large", "largest")  # of pets, a fifth of the test images each
-RESAMPLES = 10_000
 MARKER = "<!-- Below this line is written by hand; benchmarks/study.py keeps it. -->"
 
 
@@ -285,18 +296,6 @@ def read_rows(results: Path) -> Runs:
     return runs
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of mean(a - b): images are drawn with replacement, the same ones for both.
-
-    Args:
-        a, b: (n,) scores of the same images.
-    """
-    rng, gain = np.random.default_rng(seed), a - b
-    means = [gain[rng.integers(0, len(gain), (100, len(gain)))].mean(1) for _ in range(resamples // 100)]
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return float(low), float(high)
-
-
 def compare(runs: Runs, a: str, b: str, score: str = "test_dice") -> dict[str, Any] | None:
     """Test Dice (or another score of each test image) of a system less that of another, over the seeds that both have.
 
@@ -312,15 +311,11 @@ def compare(runs: Runs, a: str, b: str, score: str = "test_dice") -> dict[str, A
     if len(tested_on) != 1 or not pair[0][0].get(score):
         return None
     scores_a, scores_b = (np.mean([row[score] for row in rows], axis=0) for rows in pair)
-    low, high = paired_bootstrap(scores_a, scores_b)
-    difference = float((scores_a - scores_b).mean())
     epochs = [min(row["epochs"] for row in rows) for rows in pair]
     histories = [[row["history"][: min(epochs)] for row in rows] for rows in pair]
     best = [[max(epoch["valid_dice"] for epoch in history) for history in part if history] for part in histories]
     return {
-        "mean": difference,
-        "interval": (low, high),
-        "called": "none" if low <= 0 <= high else "above" if difference > 0 else "below",
+        **difference(scores_a, scores_b),
         "seeds": len(seeds),
         "epochs": epochs,
         "validation": [float(np.mean(values)) for values in best if values],
@@ -358,13 +353,13 @@ def difference_table(runs: Runs) -> list[str]:
     ]
     for a, b in COMPARISONS:
         if d := compare(runs, a, b):
-            low, high = d["interval"]
+            interval = f"{d['low']:+.4f} to {d['high']:+.4f}"
             epochs, valid = " and ".join(map(str, d["epochs"])), " and ".join(f"{v:.4f}" for v in d["validation"])
             outline = ""
             if f := compare(runs, a, b, "test_boundary_f"):
-                outline = f"{f['mean']:+.4f} ({f['interval'][0]:+.4f} to {f['interval'][1]:+.4f})"
+                outline = f"{f['mean']:+.4f} ({f['low']:+.4f} to {f['high']:+.4f})"
             lines.append(
-                f"| {a} less {b} | {d['mean']:+.4f} | {low:+.4f} to {high:+.4f} | {d['called']} | {d['seeds']} "
+                f"| {a} less {b} | {d['mean']:+.4f} | {interval} | {d['called']} | {d['seeds']} "
                 f"| {epochs} | {valid} | {outline} |"
             )
     return lines

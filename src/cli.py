@@ -5,6 +5,7 @@ import ctypes
 import difflib
 import errno
 import os
+import platform
 import re
 import shlex
 import signal
@@ -328,6 +329,18 @@ def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
         }
         wanted = "bf16" if native[device.type]() else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def machine() -> str:
+    """The name of the machine's GPU, or of its CPU and the number of cores that this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {plural(cpu_cores(), 'core')}"
 
 
 def describe(device: "torch.device", precision: "torch.dtype") -> str:

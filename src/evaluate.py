@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,14 +28,15 @@ from tqdm import tqdm
 import ranks
 from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint, provenance
-from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, run_script
+from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, machine, run_script
 from models import network_names
-from oxford_pet import Split, find_root, image_path, images_and_trimaps, load_split, trimap_path
+from oxford_pet import Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
 from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
-from trimap import decode_trimap, target_and_weight
+from trimap import BOUNDARIES, decode_trimap, target_and_weight
 
 BOUNDARY_TOLERANCE = 0.0075  # of the boundary F-score, as a fraction of the image's diagonal
+RESAMPLES = 10_000  # of the bootstrap
 
 
 # ---------------------------------------------------------------------------------------------- metrics
@@ -113,6 +115,78 @@ def boundary_f_score(pred: np.ndarray, target: np.ndarray) -> float:
     return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
+def largest_part(mask: np.ndarray) -> float:
+    """The fraction of a mask's pixels in its largest 8-connected part, 1 for an empty mask. (H, W) bool."""
+    _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    areas = statistics[1:, cv2.CC_STAT_AREA]  # without the background
+    return float(areas.max() / areas.sum()) if len(areas) else 1.0
+
+
+# ---------------------------------------------------------------------------------------------- bootstrap
+
+
+def bootstrap(columns: np.ndarray) -> np.ndarray:
+    """The means of ``RESAMPLES`` resamples: images drawn with replacement, the same ones for all columns; seeded.
+
+    Args:
+        columns: (n, ...) float64, one row an image.
+
+    Returns:
+        (RESAMPLES, ...) float64.
+    """
+    rng, n, part = np.random.default_rng(0), len(columns), 100
+    means = []
+    for _ in range(RESAMPLES // part):
+        drawn = rng.integers(0, n, (part, n)) + n * np.arange(part)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=part * n).reshape(part, n)  # how often each image was drawn
+        means.append(counts @ columns.reshape(n, -1) / n)
+    return np.concatenate(means).reshape(RESAMPLES, *columns.shape[1:])
+
+
+def estimate(values: np.ndarray) -> dict[str, float]:
+    """The mean of (n,) values, and ``low`` and ``high`` of its 95% bootstrap interval (percentiles)."""
+    low, high = np.percentile(bootstrap(values), (2.5, 97.5))
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """``estimate`` of a - b, (n,) scores of the same images each, and as ``called`` what it amounts to.
+
+    That is ``none`` where the interval includes 0, else ``above`` or ``below``.
+    """
+    gain = estimate(a - b)
+    called = "none" if gain["low"] <= 0 <= gain["high"] else "above" if gain["mean"] > 0 else "below"
+    return {**gain, "called": called}
+
+
+def estimate_conventions(overlaps: np.ndarray) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Dice and IoU under each boundary convention, at both sizes, per image and over the set, as ``estimate`` does.
+
+    Args:
+        overlaps: (n, sizes, conventions, 2) float64, what ``overlap`` counts: at the model's size, then at the own.
+
+    Returns:
+        By convention, size (``model``, ``own``), and score (``dice``, ``iou``, ``dice_set``, ``iou_set``).
+    """
+    per_image = torch.stack(dice_and_iou(*torch.from_numpy(overlaps).unbind(-1)), -1).numpy()  # (n, 2, 3, 2)
+    columns = np.concatenate((per_image, overlaps), -1)
+    drawn = np.concatenate((columns.mean(0)[None], bootstrap(columns)))  # the first one is the set itself
+    over_set = torch.stack(dice_and_iou(*torch.from_numpy(drawn[..., 2:]).unbind(-1)), -1).numpy()
+    scores = np.concatenate((drawn[..., :2], over_set), -1)  # (1 + RESAMPLES, 2, 3, 4)
+    table = np.stack((scores[0], *np.percentile(scores[1:], (2.5, 97.5), axis=0)), -1)  # (2, 3, 4, mean low high)
+
+    return {
+        boundary: {
+            size: {
+                score: dict(zip(("mean", "low", "high"), table[at_size, under, kind].tolist(), strict=True))
+                for kind, score in enumerate(("dice", "iou", "dice_set", "iou_set"))
+            }
+            for at_size, size in enumerate(("model", "own"))
+        }
+        for under, boundary in enumerate(BOUNDARIES)
+    }
+
+
 # ---------------------------------------------------------------------------------------------- a split
 
 
@@ -170,19 +244,34 @@ def evaluate(
     return Scores(split.names, boundary, *columns, empty.astype(bool), float(loss.mean()))
 
 
-def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> dict[str, float]:
+def overlaps_by_convention(pred: Tensor, trimaps: Tensor) -> Tensor:
+    """What ``overlap`` counts under each of ``BOUNDARIES``: (N, 3, 2) on the CPU.
+
+    Args:
+        pred: (N, 1, H, W) bool.
+        trimaps: (N, 1, H, W) uint8, on the same device.
+    """
+    counts = [torch.stack(overlap(pred, *target_and_weight(trimaps, boundary)), -1) for boundary in BOUNDARIES]
+    return torch.stack(counts, 1).cpu().double()
+
+
+def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> tuple[dict[str, float], np.ndarray]:
     """The scores of one prediction at the image's own size.
 
     Args:
         logits: (S, S) float32; enlarged, then thresholded.
         trimap: (H, W) uint8.
+
+    Returns:
+        The scores, and (3, 2) float64 of ``overlaps_by_convention``.
     """
-    mask = torch.from_numpy(resize_logits(logits, *trimap.shape) > 0)
-    target, weight = target_and_weight(torch.from_numpy(trimap), boundary)
-    intersection, areas = overlap(mask[None, None], target[None, None], weight[None, None])
+    mask, pixels = torch.from_numpy(resize_logits(logits, *trimap.shape) > 0), torch.from_numpy(trimap)
+    target, weight = target_and_weight(pixels, boundary)
+    overlaps = overlaps_by_convention(mask[None, None], pixels[None, None])[0]
+    intersection, areas = overlaps[BOUNDARIES.index(boundary)]
     dice, iou = dice_and_iou(intersection, areas)
     outlined = torch.where(weight, mask, target).numpy()  # ignored pixels cannot be wrong
-    return {
+    scores = {
         "dice_original": dice.item(),
         "iou_original": iou.item(),
         "intersection": intersection.item(),
@@ -190,35 +279,43 @@ def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> 
         "boundary_f": boundary_f_score(outlined, target.numpy()),
         "perimeter": perimeter(outlined),
         "target_perimeter": perimeter(target.numpy()),
+        "target_fraction": target.double().mean().item(),
+        "pred_fraction": mask.double().mean().item(),
+        "largest_part": largest_part(mask.numpy()),
     }
+    return scores, overlaps.numpy()
 
 
 def score_split(
     predictor: Predictor,
     split: Split,
     batch_size: int,
-    on_sample: Callable[[str, Path, np.ndarray], None] | None = None,
-) -> tuple[Scores, list[dict[str, float]]]:
+    on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
+) -> tuple[Scores, list[dict[str, float]], np.ndarray]:
     """Score a split at the model's size and, by threads beside the device's work, each image at its own size.
 
     Args:
-        on_sample: called from those threads with an image's name, its file, and the logits, (S, S) float32.
+        on_sample: called from those threads with an image's file, the logits, (S, S) float32, and its trimap, (H, W).
 
     Returns:
-        The scores at the model's size, and what ``score_at_own_size`` returns for each image.
+        The scores at the model's size; those of each image at its own; (n, 2, 3, 2) for ``estimate_conventions``.
     """
     boundary = predictor.config.boundary
 
-    def finish(name: str, logits: np.ndarray) -> dict[str, float]:
+    def finish(name: str, logits: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+        trimap = decode_trimap(trimap_path(split.root, name))
         if on_sample:
-            on_sample(name, image_path(split.root, name), logits)
-        return score_at_own_size(logits, decode_trimap(trimap_path(split.root, name)), boundary)
+            on_sample(image_path(split.root, name), logits, trimap)
+        return score_at_own_size(logits, trimap, boundary)
 
-    own_size: list[dict[str, float]] = []
-    pending: deque[Future[dict[str, float]]] = deque()
+    at_model_size: list[Tensor] = []
+    own_size: list[tuple[dict[str, float], np.ndarray]] = []
+    pending: deque[Future[tuple[dict[str, float], np.ndarray]]] = deque()
     with ThreadPoolExecutor(cpu_cores()) as pool:
 
         def on_batch(start: int, logits: Tensor) -> None:
+            _, trimaps = images_and_trimaps(split.pixels[start : start + len(logits)].to(logits.device))
+            at_model_size.append(overlaps_by_convention(logits > 0, trimaps))
             for name, one in zip(split.names[start:], logits[:, 0].cpu().numpy(), strict=False):
                 pending.append(pool.submit(finish, name, one))
             while len(pending) > 256:  # so that the device is never further ahead than that
@@ -226,7 +323,8 @@ def score_split(
 
         scores = evaluate(predictor, split, boundary, batch_size, on_batch=on_batch)
         own_size += [future.result() for future in pending]
-    return scores, own_size
+    rows, at_own_size = zip(*own_size, strict=True)
+    return scores, list(rows), np.stack((torch.cat(at_model_size).numpy(), np.stack(at_own_size)), 1)
 
 
 # ---------------------------------------------------------------------------------------------- a checkpoint
@@ -241,6 +339,7 @@ class Subject:
     epoch: int | None  # None for a bare state dict
     predictor: Predictor
     root: Path  # of the data
+    trained: dict[str, Any]  # the training's versions, commit, command, history
     variant: str  # what differs from scoring the run's best checkpoint as it was trained, in the score file's name
 
 
@@ -273,7 +372,8 @@ def open_checkpoint(args: argparse.Namespace) -> Subject:
         "data-": root.name if root.resolve() != (REPO / state["data_path"]).resolve() else None,
     }
     variant = "".join(f"_{key}{value}" for key, value in differences.items() if value)
-    return Subject(args.name, path, state["epoch"], predictor, root, variant)
+    trained = {key: state.get(key) for key in ("versions", "commit", "command", "history")}
+    return Subject(args.name, path, state["epoch"], predictor, root, trained, variant)
 
 
 def known_data_path(data_path: str) -> Path:
@@ -288,9 +388,15 @@ def known_data_path(data_path: str) -> Path:
     return trained_on
 
 
-def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]) -> dict[str, Any]:
-    """The score file's content: means per image and over the set, at both sizes, then every image's own."""
-    config = subject.predictor.config
+def summarise(
+    subject: Subject, scores: Scores, own_size: list[dict[str, float]], overlaps: np.ndarray
+) -> dict[str, Any]:
+    """The score file's content: means per image and over the set, at both sizes, then every image's own.
+
+    Args:
+        own_size, overlaps: what ``score_split`` returns.
+    """
+    config, breeds = subject.predictor.config, read_breeds(subject.root)
     column = {key: np.array([one[key] for one in own_size]) for key in own_size[0]}
     dice_set, iou_set = over_the_set(scores.intersection, scores.areas)
     dice_set_original, iou_set_original = over_the_set(column["intersection"], column["areas"])
@@ -305,17 +411,22 @@ def summarise(subject: Subject, scores: Scores, own_size: list[dict[str, float]]
         "iou_set_original": iou_set_original,
         "boundary_f": column["boundary_f"].mean(),
         "perimeter_ratio": column["perimeter"].sum() / max(column["target_perimeter"].sum(), 1),
+        "conventions": estimate_conventions(overlaps),
         "images": len(scores.names),
         "empty_targets": int(scores.empty_target.sum()),
         "boundary": config.boundary,
         "image_size": config.image_size,
+        "config": config.to_dict(),
+        "name": subject.name,
         "checkpoint": subject.path.name,
         "epoch": subject.epoch,
         "flip_average": subject.predictor.flip_average,
         "data_path": str(subject.root),
+        "machine": machine(),
         **provenance(),
+        "trained": subject.trained,
         "per_image": [
-            {"name": name, "dice": dice, "iou": iou, "empty_target": bool(empty), **own}
+            {"name": name, "dice": dice, "iou": iou, "empty_target": bool(empty), **own, **breeds.get(name, {})}
             for name, dice, iou, empty, own in zip(
                 scores.names, scores.dice, scores.iou, scores.empty_target, own_size, strict=True
             )
@@ -341,13 +452,16 @@ def print_scores(report: dict[str, Any], split: Split) -> None:
 
 
 def score_checkpoint(
-    args: argparse.Namespace, mode: str, on_sample: Callable[[str, Path, np.ndarray], None] | None = None
-) -> tuple[Scores, Split]:
+    args: argparse.Namespace, mode: str, on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None
+) -> tuple[dict[str, Any], Split]:
     """Score a checkpoint on a split, print the scores, and write them as JSON beside the checkpoint.
 
     Args:
         args: the flags of ``evaluate.py`` or ``inference.py``.
         on_sample: as of ``score_split``.
+
+    Returns:
+        What the score file holds, and the split.
     """
     cli.keep_freed_memory()
     subject = open_checkpoint(args)
@@ -366,12 +480,14 @@ def score_checkpoint(
         f"writes to {subject.path.parent}",
         flush=True,
     )
-    scores, own_size = score_split(predictor, split, args.batch_size, on_sample)
+    started = time.monotonic()
+    scored = score_split(predictor, split, args.batch_size, on_sample)
     report = {
         "split": mode,
         "limit": args.limit,
         "fingerprint": split.fingerprint(),
-        **summarise(subject, scores, own_size),
+        "seconds": time.monotonic() - started,
+        **summarise(subject, *scored),
     }
     print_scores(report, split)
     flip = "_flip" if args.flip_average else ""
@@ -382,7 +498,7 @@ def score_checkpoint(
         print(f"wrote {target}")
     except OSError as error:  # somebody else's checkpoint, say: the scores and the masks are worth having all the same
         print(f"note: the score file {target} could not be written ({error.strerror})", file=sys.stderr)
-    return scores, split
+    return report, split
 
 
 # ---------------------------------------------------------------------------------------------- the script

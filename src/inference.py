@@ -14,6 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from PIL import Image
 from atomic import atomic_write, locked, remove_leftovers
 from checkpoint import checkpoint_path
 from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
-from evaluate import Scores, add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
-from images import PHOTO_FORMATS, decode_image
+from evaluate import add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
+from images import PHOTO_FORMATS, decode_image, in_threads
 from oxford_pet import Split, image_path, trimap_path
 from photos import (
     PRODUCTS,
@@ -35,18 +36,24 @@ from photos import (
     set_pixel_limit,
 )
 from predictor import Predictor, resize_logits
-from report import draw_contact_sheet, overlay
+from report import draw_contact_sheet, gallery_entry, overlay, read_history, thumbnail, write_run_page
 from trimap import decode_trimap, target_and_weight
 
+LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
 
-def write_prediction(output: Path, overlays: bool, name: str, image_file: Path, logits: np.ndarray) -> None:
+
+def write_prediction(
+    output: Path, thumbnails: dict[str, Any] | None, image_file: Path, logits: np.ndarray, trimap: np.ndarray
+) -> None:
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the image's own size.
 
     Args:
-        overlays: whether to write those too.
+        thumbnails: takes the image's for the report, by its name; None leaves out the overlay too.
         logits: (S, S) float32.
+        trimap: (H, W) uint8.
     """
-    if overlays:
+    name = image_file.stem
+    if thumbnails is not None:
         image = decode_image(image_file)
         height, width = image.shape[:2]
     else:
@@ -56,14 +63,27 @@ def write_prediction(output: Path, overlays: bool, name: str, image_file: Path, 
     output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
     with atomic_write(output / f"{name}_mask.png", sync=False) as file:
         file.write(encode_png(mask.astype(np.uint8) * 255))
-    if overlays:
-        with atomic_write(output / f"{name}_overlay.png", sync=False) as file:
-            file.write(encode_png(overlay(image, mask)))
+    if thumbnails is None:
+        return
+    thumbnails[name] = thumbnail(image, trimap, mask)
+    with atomic_write(output / f"{name}_overlay.png", sync=False) as file:
+        file.write(encode_png(overlay(image, mask)))
 
 
-def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 6) -> Path:
-    """Write the best, the middle and the worst predictions, a column each: image, target and prediction in a tile."""
-    ranked = np.argsort(-scores.dice, kind="stable")
+def read_mask(output: Path, name: str) -> np.ndarray:
+    """(H, W) bool of the mask that ``write_prediction`` wrote."""
+    with Image.open(output / f"{name}_mask.png") as mask:
+        return np.asarray(mask) > 0
+
+
+def write_contact_sheet(output: Path, report: dict[str, Any], split: Split, rows: int = 6) -> Path:
+    """Write the best, the middle and the worst predictions, a column each: image, target and prediction in a tile.
+
+    Args:
+        report: of ``score_checkpoint``.
+    """
+    dice = np.array([row["dice"] for row in report["per_image"]])
+    ranked = np.argsort(-dice, kind="stable")
     rows = min(rows, max(1, len(ranked) // 3))
     middle = (len(ranked) - rows) // 2
     columns = {"best": ranked[:rows], "middle": ranked[middle : middle + rows], "worst": ranked[::-1][:rows]}
@@ -71,17 +91,36 @@ def write_contact_sheet(output: Path, scores: Scores, split: Split, rows: int = 
     for row in range(rows):
         for which, indices in columns.items():
             index = indices[row]
-            name = scores.names[index]
+            name = split.names[index]
             image = decode_image(image_path(split.root, name))
             trimap = torch.from_numpy(decode_trimap(trimap_path(split.root, name)))
-            target = overlay(image, target_and_weight(trimap, scores.boundary)[0].numpy())
-            with Image.open(output / f"{name}_mask.png") as mask:
-                prediction = overlay(image, np.asarray(mask) > 0)
-            tiles.append((f"{which}: {name}, Dice {scores.dice[index]:.3f}", [image, target, prediction]))
+            target = overlay(image, target_and_weight(trimap, report["boundary"])[0].numpy())
+            prediction = overlay(image, read_mask(output, name))
+            tiles.append((f"{which}: {name}, Dice {dice[index]:.3f}", [image, target, prediction]))
     path = output / "contact_sheet.png"
     with atomic_write(path) as file:
-        file.write(encode_png(draw_contact_sheet(tiles, columns=3)))
+        file.write(encode_png(draw_contact_sheet(tiles, columns=3, labels=("image", "target", "prediction"))))
     return path
+
+
+def write_page(output: Path, report: dict[str, Any], split: Split, thumbnails: dict[str, Any], folder: Path) -> Path:
+    """Write ``report.html``: the scores, where they come from, and all images.
+
+    Args:
+        thumbnails: of all images; the worst ones are made again, larger.
+        folder: of the run, where its history is.
+    """
+    worst = sorted(report["per_image"], key=lambda row: row["dice"])[:LARGE_THUMBNAILS]
+
+    def enlarge(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        name = row["name"]
+        trimap = decode_trimap(trimap_path(split.root, name))
+        return name, thumbnail(decode_image(image_path(split.root, name)), trimap, read_mask(output, name), 320)
+
+    thumbnails |= dict(in_threads(enlarge, worst))
+    history = read_history(folder / f"{report['name']}_history.csv") or report["trained"]["history"] or []
+    entries = [gallery_entry(row, [thumbnails[row["name"]]], [row["dice"]]) for row in report["per_image"]]
+    return write_run_page(output / "report.html", report, history, entries)
 
 
 TEST_FLAGS = ("limit", "data_path", "masks_only")
@@ -91,7 +130,7 @@ PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "overwrite", "
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Predict the test images, or any photos, with a checkpoint.")
     add_scoring_options(parser)
-    parser.add_argument("--masks_only", action="store_true", help="no overlays, which take longer to write than masks")
+    parser.add_argument("--masks_only", action="store_true", help="no overlays and no page, which take longer")
     parser.add_argument(
         "--output",
         type=Path,
@@ -161,16 +200,21 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = args.output or OUTPUTS / args.name
     started = time.monotonic()
+    thumbnails: dict[str, Any] | None = None if args.masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
         remove_leftovers(output, "")
-        scores, split = score_checkpoint(args, "test", partial(write_prediction, output, not args.masks_only))
-        sheet = write_contact_sheet(output, scores, split)
+        report, split = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
+        sheet = write_contact_sheet(output, report, split)
     names = set(split.names)
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
     if stale:
         print(f"note: {output} still holds {plural(len(stale), 'mask')} of other images, {min(stale)} first")
     what = "masks" if args.masks_only else "masks and overlays"
     print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s; the contact sheet is {sheet}")
+    if thumbnails:
+        started = time.monotonic()
+        page = write_page(output, report, split, thumbnails, requested_checkpoint(args).parent)
+        print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

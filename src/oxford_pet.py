@@ -63,8 +63,8 @@ def find_root(data_path: str | Path) -> Path:
     )
 
 
-def read_list(root: Path, list_name: str) -> list[str]:
-    """Read the first word of each line of ``annotations/<list_name>.txt``, in file order.
+def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
+    """Read ``annotations/<list_name>.txt``: by the name that a line begins with, its other words, in file order.
 
     Raises:
         UserError: the list cannot be read, or a name in it is there twice or is no plain file name: results are
@@ -75,22 +75,40 @@ def read_list(root: Path, list_name: str) -> list[str]:
         lines = read_bytes(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a list in UTF-8: {error}") from error
-    names: dict[str, int] = {}  # name to line
+    found: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        name = line.split()[0]
+        name, *columns = line.split()
         if not is_plain_name(name):
             raise UserError(f"{path}, line {number}: {name[:200]!r} is no plain name of a file")
-        if name in names:
-            raise UserError(f"{path}, line {number}: {name} is on line {names[name]} already")
-        names[name] = number
-    return list(names)
+        if name in found:
+            raise UserError(f"{path}, line {number}: {name} is on a line above already")
+        found[name] = columns
+    return found
 
 
 def is_plain_name(name: str) -> bool:
     """Whether ``name``, with an ending behind it, can only be a visible file of the folder that it is put in."""
     return not (re.search(r"[/\\:\x00-\x1f\x7f]", name) or name.startswith(".") or len(name.encode()) > 200)
+
+
+def read_list(root: Path, list_name: str) -> list[str]:
+    """The samples' names in ``annotations/<list_name>.txt``, as ``read_lines`` reads it."""
+    return list(read_lines(root, list_name))
+
+
+def read_breeds(root: Path) -> dict[str, dict[str, str]]:
+    """Each sample's breed and species, by its name, where the lists have the original's columns.
+
+    These are the name, as ``american_bulldog_10``; the class; the species, 1 cat or 2 dog; the breed's number.
+    """
+    breeds = {}
+    for name, columns in (read_lines(root, "trainval") | read_lines(root, "test")).items():
+        breed = name.rpartition("_")[0].replace("_", " ")
+        if breed and len(columns) == 3 and columns[1] in ("1", "2"):
+            breeds[name] = {"breed": breed, "species": "cat" if columns[1] == "1" else "dog"}
+    return breeds
 
 
 def read_split(root: Path, mode: str) -> list[str]:

@@ -1,15 +1,31 @@
-"""A run's history file, and the drawings: curves, overlays, contact sheets."""
+"""A run's history file, and what people look at: curves, overlays, contact sheets, and the HTML page."""
 
+import base64
 import csv
 import io
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from atomic import atomic_write
+from evaluate import RESAMPLES, estimate
+from images import resize_image
+from recipes import RECIPES, Config
+from trimap import BOUNDARIES, resize_trimap, target_and_weight
 
 GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
+PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's groups, as fractions of the image
+FLAGS: dict[str, Callable[[dict[str, Any]], bool]] = {  # what the page calls odd in an image's row of the score file
+    "empty prediction": lambda row: row["pred_fraction"] == 0,
+    "whole image predicted": lambda row: row["pred_fraction"] > 0.98,
+    "fragmented prediction": lambda row: row["largest_part"] < 0.9,
+    "no pet in the target": lambda row: row["empty_target"],
+}
 
 
 def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> None:
@@ -101,13 +117,16 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.drawContours(drawn, outlines, -1, WHITE, max(1, round(min(mask.shape) / 150)))
 
 
-def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176) -> np.ndarray:
+def draw_contact_sheet(
+    tiles: list[tuple[str, list[np.ndarray]]], columns: int, side: int = 176, labels: Sequence[str] = ()
+) -> np.ndarray:
     """Draw captioned tiles on a sheet, row by row.
 
     Args:
         tiles: each tile's caption, and its images from left to right, (H, W, 3) uint8 RGB of any size.
         columns: tiles per row.
         side: height and width in pixels of the square that each image is fitted into.
+        labels: of a tile's images, written once above each column of them.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -117,11 +136,22 @@ def draw_contact_sheet(tiles: list[tuple[str, list[np.ndarray]]], columns: int, 
     drawn = []
     for caption, images in tiles:
         fitted = np.hstack([_fit(image, side) for image in images])
-        strip = np.full((20, fitted.shape[1], 3), WHITE, np.uint8)
-        cv2.putText(strip, caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, BLACK, 1, cv2.LINE_AA)
+        strip = _strip(fitted.shape[1], {4: caption})
         drawn.append(cv2.copyMakeBorder(np.vstack((strip, fitted)), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=WHITE))
     height, width = drawn[0].shape[:2]
-    return build_montages(drawn, (width, height), (columns, -(-len(drawn) // columns)))[0]
+    sheet = build_montages(drawn, (width, height), (columns, -(-len(drawn) // columns)))[0]
+    if not labels:
+        return sheet
+    texts = {column * width + 6 + side * i: text for column in range(columns) for i, text in enumerate(labels)}
+    return np.vstack((_strip(sheet.shape[1], texts), sheet))
+
+
+def _strip(width: int, texts: dict[int, str]) -> np.ndarray:
+    """A white strip, (20, width, 3), with each text beginning at its column."""
+    strip = np.full((20, width, 3), WHITE, np.uint8)
+    for left, text in texts.items():
+        cv2.putText(strip, text, (left, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, BLACK, 1, cv2.LINE_AA)
+    return strip
 
 
 def _fit(image: np.ndarray, side: int) -> np.ndarray:
@@ -134,3 +164,222 @@ def _fit(image: np.ndarray, side: int) -> np.ndarray:
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
     square[top : top + size[1], left : left + size[0]] = image
     return square
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def render_page(path: Path, title: str, **sections: Any) -> Path:
+    """Write an HTML page that needs no other file; ``report.html.jinja`` has a part for each section that is given."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    names = ("lead", "facts", "curves", "tables", "histogram", "gallery", "is_live")
+    page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), "title": title, **sections})
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def write_run_page(
+    path: Path, report: dict[str, Any], history: list[dict[str, float]], entries: list[dict[str, Any]]
+) -> Path:
+    """Write the page of a scored run.
+
+    Args:
+        report: the score file's content.
+        history: of the training; may be empty.
+        entries: of ``gallery_entry``, one an image.
+    """
+    dice = np.array([row["dice"] for row in report["per_image"]])
+    mean = report["conventions"][report["boundary"]]["model"]["dice"]
+    lead = (
+        f"Mean Dice {mean['mean']:.4f}, 95% interval {mean['low']:.4f} to {mean['high']:.4f}, over {len(dice)} images "
+        f"of the {report['split']} split. Half of the images are above {np.median(dice):.3f}; a tenth are below "
+        f"{np.percentile(dice, 10):.3f}."
+    )
+    return render_page(
+        path,
+        f"{report['name']}, {report['split']} split",
+        lead=lead,
+        facts=run_facts(report),
+        curves=curves({report["name"]: history}),
+        tables=[convention_table(report), *group_tables(report["per_image"])],
+        histogram=np.histogram(dice, 20, (0, 1))[0].tolist(),
+        gallery=gallery(report["boundary"], [report["name"]], entries),
+    )
+
+
+def changed_from_default(config: Config) -> str:
+    """A config's recipe, and the fields that differ from the recipe ``default``: ``cpu: image_size 128, epochs 56``."""
+    default = RECIPES["default"](config.network).to_dict()
+    changed = {key: value for key, value in config.to_dict().items() if value != default[key] and key != "recipe"}
+    return config.recipe + (": " if changed else "") + ", ".join(f"{key} {value}" for key, value in changed.items())
+
+
+def run_facts(report: dict[str, Any]) -> dict[str, str]:
+    """What the page says of a run and of its scoring, label to text."""
+    config, trained = Config.from_dict(report["config"]), report["trained"]
+    epoch = "weights alone" if report["epoch"] is None else f"epoch {report['epoch']}"
+    seconds = sum(row["seconds"] for row in trained["history"] or [])
+
+    def versions(of: dict[str, Any]) -> str:
+        return ", ".join(f"{name} {version}" for name, version in (of["versions"] or {}).items())
+
+    facts = {
+        "network": config.network,
+        "recipe": changed_from_default(config),
+        "seed": str(config.seed),
+        "checkpoint": f"{report['checkpoint']}, {epoch}",
+        "trained by": trained["command"] or "",
+        "trained with": f"{versions(trained)}; commit {trained['commit']}" if trained["versions"] else "",
+        "training steps": f"{seconds / 60:.1f} minutes up to this checkpoint" if seconds else "",
+        "data": f"{report['data_path']}, fingerprint {report['fingerprint']}",
+        "scored": f"{report['images']} images at {report['image_size']}x{report['image_size']}, boundary counted as "
+        f"{report['boundary']}" + (", test-time augmentation (flip)" if report["flip_average"] else ""),
+        "scored by": report["command"],
+        "scored with": f"{versions(report)}; commit {report['commit']}",
+        "machine": f"{report['machine']}; scored in {report['seconds']:.0f} s",
+        "outline": f"boundary F-score {report['boundary_f']:.4f}; {report['perimeter_ratio']:.2f} times as long as the "
+        "target's",
+    }
+    return {label: text for label, text in facts.items() if text}
+
+
+def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """The page's charts: Dice, and loss, over the epochs; a line for each run and column, as (epoch, value) points."""
+    charts = []
+    for title, columns in (
+        ("Dice", {"valid_dice": "validation", "train_dice": "training"}),
+        ("Loss", {"valid_loss": "validation", "train_loss": "training"}),
+    ):
+        lines = {}
+        for name, history in runs.items():
+            for column, label in columns.items():
+                points = [(row["epoch"], row[column]) for row in history if np.isfinite(row.get(column, np.nan))]
+                if points and (len(runs) == 1 or column.startswith("valid")):
+                    lines[label if len(runs) == 1 else name] = points
+        if lines:
+            charts.append({"title": title, "lines": lines})
+    return charts
+
+
+def convention_table(report: dict[str, Any]) -> dict[str, Any]:
+    """The page's table of the scores under each convention."""
+    size = f"{report['image_size']}x{report['image_size']}"
+    rows = []
+    for boundary in BOUNDARIES:
+        for at, label in (("model", size), ("own", "the images' own size")):
+            scores = report["conventions"][boundary][at]
+            used = " (as trained)" if boundary == report["boundary"] else ""
+            rows.append([f"{boundary}{used}", label, *scores.values()])
+    return {
+        "title": "Scores",
+        "note": "By what the trimaps' boundary counts as. Below each score is its 95% interval: percentile bootstrap "
+        f"over the images, {RESAMPLES:,} resamples, seed 0.",
+        "head": ["boundary", "size", "Dice", "IoU", "Dice over the set", "IoU over the set"],
+        "rows": rows,
+        "scale": None,
+    }
+
+
+def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The page's tables of Dice by the pet's size, by flag, and by species and breed where the lists tell them."""
+
+    def table(title: str, note: str, groups: dict[str, list[float]]) -> dict[str, Any]:
+        found = [[name, len(dice), estimate(np.array(dice))] for name, dice in groups.items() if dice]
+        head = ["group", "images", "mean Dice"]
+        return {"title": f"Dice {title}", "note": note, "head": head, "rows": found, "scale": scale_of(found)}
+
+    sizes: dict[str, list[float]] = {}
+    for low, high in itertools.pairwise(PET_SIZES):
+        sizes[f"{low:.0%} to {high:.0%}"] = [
+            row["dice"]
+            for row in rows
+            if not row["empty_target"] and (low < row["target_fraction"] <= high or row["target_fraction"] == low == 0)
+        ]
+    flags = {flag: [row["dice"] for row in rows if holds(row)] for flag, holds in FLAGS.items()}
+    flags["none of these"] = [row["dice"] for row in rows if not any(holds(row) for holds in FLAGS.values())]
+    tables = [
+        table("by the pet's size", "The pet's part of the image; without the targets that show no pet.", sizes),
+        table(
+            "by flag",
+            "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
+            "part. Where the target shows no pet, an empty prediction scores 1, any other 0.",
+            flags,
+        ),
+    ]
+    for key, title in (("species", "of cats and dogs"), ("breed", "by breed")):
+        groups: dict[str, list[float]] = {}
+        for row in rows:
+            if key in row:
+                groups.setdefault(row[key], []).append(row["dice"])
+        if groups:
+            lowest_first = dict(sorted(groups.items(), key=lambda group: np.mean(group[1])))
+            tables.append(table(title, "Lowest mean first.", lowest_first))
+    return tables
+
+
+def scale_of(rows: list[list[Any]]) -> tuple[float, float]:
+    """The ends of the axis on which a table draws the intervals in its rows, rounded outwards to 2 digits."""
+    ends = [value[end] for row in rows for value in row if isinstance(value, dict) for end in ("low", "high")]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    step = 10 ** np.floor(np.log10(max(high - low, 1e-4)))
+    return float(np.floor(low / step) * step), float((np.floor(high / step) + 1) * step)
+
+
+def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, side: int = 96) -> dict[str, Any]:
+    """An image and its map, shrunk and encoded for the page.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        trimap: (H, W) uint8.
+        mask: (H, W) bool, the prediction.
+        side: the longer one's pixels at most.
+
+    Returns:
+        ``image`` (JPEG) and ``map`` (lossless WebP), both in base64. The map is 32 times the sum of 1 (predicted), 2
+        (pet in the target) and 4 (boundary), so that the page can draw any of them, under any convention.
+    """
+    scale = min(1.0, side / max(image.shape[:2]))
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    small = cv2.cvtColor(resize_image(image, height, width), cv2.COLOR_RGB2BGR)
+    pixels = torch.from_numpy(resize_trimap(trimap, height, width))
+    pet, _ = target_and_weight(pixels, "background")
+    _, counted = target_and_weight(pixels, "ignore")
+    pred = resize_trimap(mask.astype(np.uint8), height, width)
+    bits = 32 * (pred + 2 * pet.numpy() + 4 * ~counted.numpy())
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 65 if side < 200 else 80, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
+    encoded = cv2.imencode(".jpg", small, quality)[1], cv2.imencode(".webp", bits.astype(np.uint8), lossless)[1]
+    return dict(zip(("image", "map"), (base64.b64encode(data).decode() for data in encoded), strict=True))
+
+
+def gallery(boundary: str, runs: list[str], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The page's gallery: what the boundary counts as, whose predictions, and ``gallery_entry`` of each image."""
+    return {"boundary": boundary, "runs": runs, "flags": list(FLAGS), "entries": entries}
+
+
+def gallery_entry(row: dict[str, Any], thumbnails: Sequence[dict[str, Any]], dice: list[float]) -> dict[str, Any]:
+    """An image of the page's gallery.
+
+    Args:
+        row: of the score file.
+        thumbnails: of each run; the first one's image is shown.
+        dice: of each run.
+    """
+    return {
+        "name": row["name"],
+        "breed": row.get("breed", ""),
+        "size": round(row["target_fraction"], 4),
+        "flags": [number for number, holds in enumerate(FLAGS.values()) if holds(row)],
+        "dice": [round(value, 4) for value in dice],
+        "image": thumbnails[0]["image"],
+        "maps": [one["map"] for one in thumbnails],
+    }

@@ -40,6 +40,7 @@ from cli import (
     choose_precision,
     default_run_name,
     describe,
+    machine,
     plural,
     run_script,
     shell,
@@ -50,10 +51,11 @@ from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import RECIPES, Config
-from report import draw_curves, read_history, write_history
+from report import changed_from_default, curves, draw_curves, read_history, render_page, write_history
 from trimap import BOUNDARIES, target_and_weight
 
 SCORING_BATCH = 64  # images, of the validation split
+PAGE_SECONDS = 30  # between two writings of the page
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
 TIMED_STEPS = 5  # before the run's length is estimated
 SLOW_HOURS = 2.0  # on a CPU, from which on a shorter run is suggested
@@ -143,7 +145,7 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         run.save()
     started = saved = time.monotonic()
     first_epoch = state.epoch
-    on_sync = estimate_length(run)
+    on_sync, page_written = estimate_length(run), -math.inf
     while not run.is_finished:
         row = train_and_score_epoch(state, predictor, stop, on_sync)
         if row is None:  # stopped
@@ -154,6 +156,9 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         print(epoch_line(config, row, is_best, left), flush=True)
         if ranks.rank() == 0:
             write_history(run.folder, run.name, run.history)
+            if time.monotonic() - page_written >= PAGE_SECONDS:
+                write_page(run)
+                page_written = time.monotonic()
         if state.epoch % KEEP_EVERY == 0:
             run.write(run.path(str(state.epoch)), run.checkpoint())
         if not run.is_finished and time.monotonic() - saved >= save_every:
@@ -514,6 +519,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--learning_rate", type=cli.positive_float, help=f"at its peak (default: the recipe's, {recipe.learning_rate})")
     add("--train_images", type=cli.positive_int, help="number of training images, evenly spaced (default: all)")
     add("--seed", type=cli.whole_number, help=f"of weights, order and augmentation (default: {recipe.seed})")
+    add(
+        "--seeds",
+        nargs="+",
+        type=cli.whole_number,
+        metavar="N",
+        help="train a run for each seed, one after the other: NAME-seed0, NAME-seed1, ...; Ctrl-C stops the list; the "
+        "same command again skips those that are finished and resumes the one that was stopped",
+    )
     add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where the device has it (default: auto)")
     add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
     add("--stop_at_dice", type=cli.fraction, metavar="D", help="end the run when the validation Dice reaches D, 0 to 1")
@@ -536,6 +549,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_run_args(argv)
     if not args.model:
         parser.error("which network? --model U or --model R")
+    if args.seeds and (args.resume or args.load_model_epoch or args.seed is not None):
+        parser.error("--seeds names the seeds and resumes by itself: leave --seed, --resume, --load_model_epoch out")
     starts = [flag for flag in ("resume", "init_from", "load_model_epoch") if getattr(args, flag)]
     if len(starts) > 1:
         parser.error(f"--{starts[0]} and --{starts[1]} contradict each other: give one of them")
@@ -582,7 +597,7 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     if not (args.resume or args.load_model_epoch):
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):
-            if path.suffix in (".pth", ".npy", ".csv", ".png", ".json") and path != run.path("0"):
+            if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != run.path("0"):
                 path.unlink()
     content = {
         "config": run.config.to_dict(),
@@ -594,9 +609,34 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
+def write_page(run: Run) -> None:
+    """Write ``<name>_report.html``: how far the run is, its curves, and where it comes from."""
+    config, state, provenance = run.config, run.state, run.provenance
+    done = "Finished after" if run.is_finished else "After"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    render_page(
+        run.folder / f"{run.name}_report.html",
+        f"{run.name}, training",
+        lead=f"{done} {state.epoch} of {plural(config.epochs, 'epoch')}: best validation Dice {run.best_dice:.4f}.",
+        facts={
+            "network": config.network,
+            "recipe": changed_from_default(config),
+            "seed": str(config.seed),
+            "data": f"{run.data_path}, fingerprints {' and '.join(run.fingerprints)} (training, validation)",
+            "device": f"{machine()}; {describe(state.device, state.precision)}",
+            "training steps": format_duration(sum(row["seconds"] for row in run.history)),
+            "command": provenance["command"],
+            "versions": f"{versions}; commit {provenance['commit']}",
+        },
+        curves=curves({run.name: run.history}),
+        is_live=not run.is_finished,
+    )
+
+
 def draw_run(run: Run) -> None:
-    """Draw the run's curves, and U's and R's side by side where both have a run."""
+    """Draw the run's curves, write its page, and draw U's and R's side by side where both have a run."""
     draw_curves({run.name: run.history}, run.folder / f"{run.name}_curves.png")
+    write_page(run)
     short = default_run_name(network_names(), run.network, None)
     if not run.name.endswith(short) or short not in ("U", "R"):
         return
@@ -620,6 +660,27 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.keep_freed_memory()
     device = ranks.join(choose_device(args.device, args.threads))
+    if not args.seeds:
+        train_run(args, device)
+    for seed in args.seeds or ():
+        one = argparse.Namespace(**vars(args) | {"seed": seed, "name": f"{args.name}-seed{seed}"})
+        paths = [checkpoint_path(one.save_path, one.name, which) for which in ("final", "last")]
+        final, last = ranks.from_first(lambda paths=paths: [path.is_file() for path in paths])
+        if final and not args.overwrite:
+            print(f"{one.name} is finished")
+            continue
+        if last and not args.overwrite:
+            one.resume, one.init_from = True, None
+        if number := train_run(one, device):  # a signal that came when the last step was done
+            sys.exit(128 + number)
+
+
+def train_run(args: argparse.Namespace, device: torch.device) -> int:
+    """Train the run that the flags name; exits if it is stopped before its end.
+
+    Returns:
+        The number of the signal that came, 0 if none did.
+    """
     with locked(args.save_path / f".{args.name}.lock") if ranks.rank() == 0 else nullcontext():
         resume_after_restart(args)
         run = build_run(args, device)
@@ -631,7 +692,7 @@ def main(argv: list[str] | None = None) -> None:
             finally:  # also of a run that fails
                 if run.history and ranks.rank() == 0:
                     draw_run(run)
-    print(f"wrote {run.folder} (checkpoints, {run.name}_config.json, {run.name}_history.csv, {run.name}_curves.png)")
+    print(f"wrote {run.folder} (checkpoints, {run.name}_config.json, {run.name}_history.csv, {run.name}_report.html)")
     flags, state = run_flags(run), run.state
     if stop.number and not run.is_finished:
         steps = f" and {state.step} of {plural(state.steps_per_epoch, 'step')}" if state.step else ""
@@ -643,6 +704,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.config.export_weights:
         print(f"wrote {exported_weights(run)} (the final weights alone)")
     print(f"best validation Dice {run.best_dice:.4f}; next: {shell('python', 'src/inference.py', *flags)}")
+    return stop.number
 
 
 if __name__ == "__main__":

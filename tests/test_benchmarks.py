@@ -23,6 +23,7 @@ import speed
 import study
 import train
 from cli import REPO, StopSignal, UserError
+from evaluate import difference
 from models import NETWORKS
 from oxford_pet import load_split
 from predictor import Predictor
@@ -181,23 +182,11 @@ def test_the_page_has_the_rows_and_keeps_what_is_written_by_hand(tmp_path: Path)
     assert "old" not in text
     mean = (dice["cpu-R", 0].mean() + dice["cpu-R", 1].mean()) / 2
     assert f"| cpu-R | 2 | 4 | 4 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
-    low, high = study.paired_bootstrap(dice["cpu-R", 0], dice["lab2-R", 0])  # over the seed that both have
-    difference = (dice["cpu-R", 0] - dice["lab2-R", 0]).mean()
-    assert f"| cpu-R less lab2-R | {difference:+.4f} | {low:+.4f} to {high:+.4f} | above | 1 | 4 and 2 | " in text
+    gain = difference(dice["cpu-R", 0], dice["lab2-R", 0])  # over the seed that both have
+    interval = f"{gain['mean']:+.4f} | {gain['low']:+.4f} to {gain['high']:+.4f}"
+    assert f"| cpu-R less lab2-R | {interval} | above | 1 | 4 and 2 | " in text
     assert "| 4 and 2 | 0.1500 and 0.1500 |" in text
     assert (tmp_path / "study-curves.png").stat().st_size > 1000
-
-
-def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
-    rng = np.random.default_rng(0)
-    hard = rng.random(400)  # what both find hard does not widen the interval
-    a, b = hard + 0.01 + rng.normal(0, 0.02, 400), hard + rng.normal(0, 0.02, 400)
-    low, high = study.paired_bootstrap(a, b)
-    assert (low, high) == study.paired_bootstrap(a, b)
-    error = (a - b).std() / np.sqrt(400)
-    assert low == pytest.approx((a - b).mean() - 1.96 * error, abs=0.2 * error)
-    assert high == pytest.approx((a - b).mean() + 1.96 * error, abs=0.2 * error)
-    assert study.paired_bootstrap(a, a) == (0, 0)
 
 
 def test_scores_by_size_of_the_pet(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 import evaluate
 from checkpoint import load_checkpoint, save_checkpoint
 from cli import UserError
-from evaluate import boundary_f_score, dice_and_iou, dice_score, overlap, perimeter, score_at_own_size
+from evaluate import (
+    boundary_f_score,
+    dice_and_iou,
+    dice_score,
+    difference,
+    estimate,
+    estimate_conventions,
+    largest_part,
+    overlap,
+    perimeter,
+    score_at_own_size,
+)
 from losses import bce_dice_loss
 from models import build_network
 from oxford_pet import Split, images_and_trimaps
@@ -128,7 +139,9 @@ def test_scores_at_the_images_own_size(boundary: str) -> None:
     counted = trimap != 3 if boundary == "ignore" else np.full(trimap.shape, True)
     both, areas = (pred & target & counted).sum(), (pred & counted).sum() + (target & counted).sum()
     outlined = np.where(counted, pred, target)  # ignored pixels cannot be wrong
-    assert score_at_own_size(logits, trimap, boundary) == pytest.approx(
+    scores, overlaps = score_at_own_size(logits, trimap, boundary)
+    assert overlaps[BOUNDARIES.index(boundary)].tolist() == [both, areas]
+    assert scores == pytest.approx(
         {
             "dice_original": 2 * both / areas,
             "iou_original": both / (areas - both),
@@ -137,8 +150,51 @@ def test_scores_at_the_images_own_size(boundary: str) -> None:
             "boundary_f": boundary_f_score(outlined, target),
             "perimeter": perimeter(outlined),
             "target_perimeter": perimeter(target),
+            "target_fraction": target.mean(),
+            "pred_fraction": pred.mean(),
+            "largest_part": largest_part(pred),
         }
     )
+
+
+def test_largest_part_of_a_mask() -> None:
+    mask = np.zeros((20, 20), bool)
+    assert largest_part(mask) == largest_part(~mask) == 1
+    mask[2:5, 2:5] = mask[5, 5] = mask[10:12, 10] = True  # 9 pixels, one more by its corner, and 2
+    assert largest_part(mask) == pytest.approx(10 / 12)
+
+
+# ---------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)  # what both find hard does not widen the interval
+    a, b = hard + 0.01 + rng.normal(0, 0.02, 400), hard + rng.normal(0, 0.02, 400)
+    gain, error = difference(a, b), (a - b).std() / np.sqrt(400)
+    assert gain == difference(a, b)
+    for end, factor in (("low", -1.96), ("mean", 0), ("high", 1.96)):
+        assert gain[end] == pytest.approx((a - b).mean() + factor * error, abs=0.2 * error if factor else 1e-9)
+    assert [difference(*pair)["called"] for pair in ((a, b), (b, a), (a, a))] == ["above", "below", "none"]
+
+
+def test_intervals_under_each_convention_are_those_of_its_images_and_of_their_pixels() -> None:
+    rng = np.random.default_rng(0)
+    areas = rng.integers(10, 1000, (50, 2, 3)).astype(float)
+    both = np.floor(rng.random((50, 2, 3)) * areas / 2)
+    areas[0], both[0] = 0, 0  # nothing there, nothing predicted: 1
+    table = estimate_conventions(np.stack((both, areas), -1))
+    for under, boundary in enumerate(BOUNDARIES):
+        for at, size in enumerate(("model", "own")):
+            i, a, scores = both[:, at, under], areas[:, at, under], table[boundary][size]
+            dice = np.divide(2 * i, a, out=np.ones(50), where=a > 0)
+            assert scores["dice"] == pytest.approx(estimate(dice))
+            assert scores["dice_set"]["mean"] == pytest.approx(2 * i.sum() / a.sum())
+            assert scores["iou_set"]["mean"] == pytest.approx(i.sum() / (a.sum() - i.sum()))
+            drawn = np.random.default_rng(1).integers(0, 50, (4000, 50))
+            for end, percent in (("low", 2.5), ("high", 97.5)):
+                expected = np.percentile(2 * i[drawn].sum(1) / a[drawn].sum(1), percent)
+                assert scores["dice_set"][end] == pytest.approx(expected, abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------- a split
@@ -194,6 +250,18 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
     assert report["dice_set"] == pytest.approx(2 * report["iou_set"] / (1 + report["iou_set"]))
     assert report["dice_set_original"] == pytest.approx(2 * column["intersection"].sum() / column["areas"].sum())
     assert report["perimeter_ratio"] == pytest.approx(column["perimeter"].sum() / column["target_perimeter"].sum())
+    for boundary in BOUNDARIES:  # each is what a run of that convention would have been scored
+        state = torch.load(tmp_path / "R" / "R_best.pth", weights_only=True)
+        state["config"]["boundary"] = boundary
+        save_checkpoint(tmp_path / "other" / "other_best.pth", state)
+        evaluate.main(["--name", "other", "--save_path", str(tmp_path), "--split", "test"])
+        other = json.loads((tmp_path / "other" / "other_test_scores.json").read_text())
+        for size, suffix in (("model", ""), ("own", "_original")):
+            for score in ("dice", "iou", "dice_set", "iou_set"):
+                values = report["conventions"][boundary][size][score]
+                assert values["mean"] == pytest.approx(other[score + suffix])
+                assert values["low"] < values["mean"] < values["high"]
+    assert {row["species"] for row in report["per_image"]} == {"cat", "dog"}
     out = capsys.readouterr().out
     assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
     assert f"over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}" in out

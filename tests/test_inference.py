@@ -28,7 +28,10 @@ def test_masks_overlays_and_sheet_are_what_was_scored(
 ) -> None:
     inference.main(trained)
     names, output = read_split(drawn_pets, "test"), tmp_path / "out"
-    written = {f"{name}_{kind}.png" for name in names for kind in ("mask", "overlay")} | {"contact_sheet.png"}
+    written = {f"{name}_{kind}.png" for name in names for kind in ("mask", "overlay")} | {
+        "contact_sheet.png",
+        "report.html",
+    }
     assert {path.name for path in output.iterdir()} == written
     report = json.loads((tmp_path / "R" / "R_test_scores.json").read_text())
     assert [row["name"] for row in report["per_image"]] == names
@@ -47,7 +50,11 @@ def test_masks_only_are_the_same_masks(trained: list[str], tmp_path: Path) -> No
     every, masks = (tmp_path / name for name in ("all", "masks"))
     inference.main([*trained, "--output", str(every)])
     inference.main([*trained, "--output", str(masks), "--masks_only"])
-    kept = {path.name: path.read_bytes() for path in every.iterdir() if not path.name.endswith("_overlay.png")}
+    kept = {
+        path.name: path.read_bytes()
+        for path in every.iterdir()
+        if path.suffix == ".png" and not path.name.endswith("_overlay.png")
+    }
     assert {path.name: path.read_bytes() for path in masks.iterdir()} == kept
 
 

@@ -325,7 +325,7 @@ HOSTILE_NAMES = {
     "bell\a": "no plain name",
     "x" * 201: "no plain name",
     "ä" * 101: "no plain name",
-    "Tabby_001": "is on line 1 already",
+    "Tabby_001": "is on a line above already",
 }
 
 
@@ -537,3 +537,14 @@ def test_script_without_a_download_says_what_to_run(
     printed = capsys.readouterr().err
     assert said in printed
     assert printed.count("\n") == 1
+
+
+def test_breeds_are_read_where_the_lists_tell_them(pets: Path) -> None:
+    lists = pets / "annotations"
+    (lists / "trainval.txt").write_text("american_bulldog_10 2 2 1\nAbyssinian_1 1 1 1\nmine\nmine_2 1\nodd_3 1 7 1\n")
+    (lists / "test.txt").write_text("<b>_4 3 1 2\n")
+    assert oxford_pet.read_breeds(pets) == {
+        "american_bulldog_10": {"breed": "american bulldog", "species": "dog"},
+        "Abyssinian_1": {"breed": "Abyssinian", "species": "cat"},
+        "<b>_4": {"breed": "<b>", "species": "cat"},
+    }

@@ -91,3 +91,15 @@ def test_contact_sheet_has_a_place_for_every_tile(tiles: int, columns: int, rows
         row, column = top + 22 + side // 2, left + 2 + side // 2  # the centre of the first image
         assert (sheet[row, [column, column + side]] == colours[i]).all()
         assert (sheet[top + 2 : top + 22, left : left + width] < 100).any()  # the caption
+
+
+def test_a_contact_sheet_says_which_column_is_what() -> None:
+    tiles = [(f"tile {i}", [np.full((80, 80, 3), 100, np.uint8)] * 3) for i in range(4)]
+    plain, labelled = (draw_contact_sheet(tiles, 2, 80, labels) for labels in ((), ("image", "target", "prediction")))
+    np.testing.assert_array_equal(labelled[20:], plain)
+    head = labelled[:20] < 100  # what is written
+    parts = [head[:, 2 + 80 * i : 2 + 80 * (i + 1)] for i in range(3)]
+    assert all(part.any() for part in parts)
+    assert parts[0].sum() < parts[2].sum()  # a longer word
+    width = 3 * 80 + 4
+    np.testing.assert_array_equal(head[:, :width], head[:, width:])  # above each column of tiles

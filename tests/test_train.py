@@ -65,7 +65,7 @@ def test_a_run_leaves_what_the_readme_says(run_train: Train, tmp_path: Path) -> 
     folder = tmp_path / "R"
     assert {path.name for path in folder.iterdir()} == {
         "R_config.json", "R_epoch_0.pth", "R_epoch_50.pth", "R_epoch_final.pth", "R_best.pth", "R_last.pth",
-        "R_losses.npy", "R_dice_scores.npy", "R_history.csv", "R_curves.png",
+        "R_losses.npy", "R_dice_scores.npy", "R_history.csv", "R_curves.png", "R_report.html",
     }  # fmt: skip
     history = read_history(tmp_path)
     assert tuple(history[0]) == HISTORY_COLUMNS
@@ -77,6 +77,9 @@ def test_a_run_leaves_what_the_readme_says(run_train: Train, tmp_path: Path) -> 
     for row in history:
         assert float(row["images_per_second"]) == pytest.approx(18 / float(row["seconds"]))
 
+    page = (folder / "R_report.html").read_text()
+    assert f"Finished after 51 of 51 epochs: best validation Dice {dice.max():.4f}." in page
+    assert 'id="live"' not in page
     assert [load_checkpoint(folder / f"R_epoch_{n}.pth")["epoch"] for n in (0, 50, "final")] == [0, 50, 51]
     best = load_checkpoint(folder / "R_best.pth")
     assert (best["epoch"], best["scores"]["valid_dice"]) == (dice.argmax() + 1, dice.max())
@@ -120,6 +123,45 @@ def test_what_will_be_done_is_printed_first_and_what_to_type_next_last(
     small = ["--recipe", "cpu", "--data_path", "dataset/oxford-iiit-pet-128"]
     assert shlex.split(lines[8])[1:] == ["src/train.py", "--model", "R", *small]  # where it would take hours on a CPU
     assert shlex.split(lines[-1].split("; next: ")[1])[1:] == ["src/inference.py", *name]
+
+
+def test_the_page_is_there_from_the_first_epoch_on_and_not_written_at_each(
+    run_train: Train, tmp_path: Path, at_step: AtStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, calls, write_page = [], [], train.write_page
+    monkeypatch.setattr(train, "write_page", lambda run: (calls.append(run.state.epoch), write_page(run)))
+    at_step(6, lambda: seen.append((tmp_path / "R" / "R_report.html").read_text()))
+    run_train("--epochs", 4)
+    assert "After 1 of 4 epochs" in seen[0]
+    assert 'id="live"' in seen[0]
+    assert calls == [1, 4]  # fewer than PAGE_SECONDS between the epochs
+    monkeypatch.setattr(train, "PAGE_SECONDS", 0)
+    run_train("--epochs", 3, "--overwrite")
+    assert calls[2:] == [1, 2, 3, 3]
+
+
+# ---------------------------------------------------------------------------------------------- seeds
+
+
+def test_seeds_are_runs_of_their_own_and_the_list_is_resumed(
+    run_train: Train, tmp_path: Path, at_step: AtStep, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ("--epochs", 2, "--seeds", 3, 1, 2, "--save_every", 0)
+    at_step(10 + 7, terminate)  # in the second epoch of the second run
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        run_train(*flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["R-seed1", "R-seed3"]
+    finished = (tmp_path / "R-seed3" / "R-seed3_last.pth").stat().st_mtime_ns
+    capsys.readouterr()
+    run_train(*flags)
+    assert "R-seed3 is finished\n" in capsys.readouterr().out
+    assert (tmp_path / "R-seed3" / "R-seed3_last.pth").stat().st_mtime_ns == finished
+    for seed in (1, 2, 3):
+        name = f"R-seed{seed}"
+        run_train("--epochs", 2, "--seed", seed, "--name", name, "--save_path", tmp_path / "alone")
+        assert_same_run(tmp_path, tmp_path / "alone", name)  # also the one that was stopped
+    with pytest.raises(SystemExit, match="2"):
+        run_train(*flags, "--resume")
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume

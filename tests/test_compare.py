@@ -1,0 +1,135 @@
+"""compare.py: what is compared, what is refused, and what is called a difference."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Train
+
+import compare
+import inference
+from cli import UserError
+from evaluate import difference, estimate
+
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write the score file of a run: its images' Dice, and entries that differ from the usual ones."""
+    monkeypatch.setattr(compare, "OUTPUTS", tmp_path / "outputs")
+
+    def call(name: str, dice: np.ndarray, split: str = "test", **other: object) -> None:
+        rows = [{"name": f"pet_{k}", "dice": value, "dice_original": value} for k, value in enumerate(dice.tolist())]
+        report = {"name": name, "split": split, "boundary": "pet", "image_size": 32, "fingerprint": "f", "iou": 0.5}
+        report["flip_average"] = False
+        report |= {"conventions": {}, "dice": dice.mean(), "images": len(dice), "data_path": "nowhere"}
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        content = report | {"per_image": rows} | other
+        (folder / f"{name}_{split}_scores.json").write_text(json.dumps(content))
+
+    return call
+
+
+def run(tmp_path: Path, *flags: str) -> None:
+    compare.main([*flags, "--save_path", str(tmp_path)])
+
+
+def test_seeds_are_grouped_and_pairs_have_a_verdict(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(60) * 0.5
+    dice = {
+        name: hard + shift + rng.normal(0, 0.01, 60)
+        for name, shift in (("R-seed0", 0.1), ("R-seed1", 0.2), ("U", 0.15), ("V", 0.05))
+    }
+    for name, values in dice.items():
+        write(name, values)
+    run(tmp_path, "R", "U", "V")  # R has no run of its own: its seeds
+    result = json.loads((tmp_path / "outputs" / "compare" / "R_U_V_test.json").read_text())
+    mean = (dice["R-seed0"] + dice["R-seed1"]) / 2
+    system = result["systems"]["R"]
+    assert system["runs"] == ["R-seed0", "R-seed1"]
+    assert system["dice"] == estimate(mean)
+    assert system["std"] == pytest.approx(abs(dice["R-seed0"].mean() - dice["R-seed1"].mean()) / 2**0.5)
+    assert result["systems"]["U"]["std"] is None
+    pairs = {(pair.pop("a"), pair.pop("b")): pair for pair in result["pairs"]}
+    assert pairs["R", "V"] == difference(mean, dice["V"])
+    assert [pairs[pair]["called"] for pair in (("R", "U"), ("R", "V"), ("U", "V"))] == ["none", "above", "above"]
+    out = capsys.readouterr().out
+    text = (tmp_path / "outputs" / "compare" / "R_U_V_test.txt").read_text()
+    assert text in out
+    assert f"R       2      {system['std']:.4f}          0.5000  {system['dice']['mean']:.4f} (" in text
+    page = (tmp_path / "outputs" / "compare" / "R_U_V_test.html").read_text()
+    assert "R less U" in page
+    assert '<script type="application/json"' not in page  # no masks are there
+    assert "does not show U" in out
+
+
+def test_one_run_of_many_seeds_is_enough(write: Write, tmp_path: Path) -> None:
+    for seed in range(2):
+        write(f"R-seed{seed}", np.full(5, 0.5 + seed / 10))
+    run(tmp_path, "R")
+    result = json.loads((tmp_path / "outputs" / "compare" / "R_test.json").read_text())
+    assert (result["systems"]["R"]["dice"]["mean"], result["pairs"]) == (pytest.approx(0.55), [])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"fingerprint": "g"}, r"R and U cannot be compared: data \(fingerprint\) f and g"),
+        ({"boundary": "ignore"}, "R and U cannot be compared: boundary pet and ignore"),
+        ({"image_size": 64}, "R and U cannot be compared: image size 32 and 64"),
+        ({"flip_average": True}, "R and U cannot be compared: flip average False and True"),
+        ({"split": "valid"}, "R and U cannot be compared: split test and valid"),
+    ],
+)
+def test_what_is_not_alike_is_refused(write: Write, tmp_path: Path, other: dict[str, object], said: str) -> None:
+    write("R", np.full(5, 0.5))
+    path = tmp_path / "U" / "U_test_scores.json"
+    write("U", np.full(5, 0.5))
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, "R", "U")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_missing_scores_are_answered_with_the_command(write: Write, tmp_path: Path) -> None:
+    write("R", np.full(5, 0.5))
+    with pytest.raises(UserError, match=r"evaluate.py --name U --split test --save_path "):
+        run(tmp_path, "R", "U")
+    with pytest.raises(UserError, match=r"evaluate.py --name R --split valid --save_path "):
+        run(tmp_path, "R", "U", "--split", "valid")
+    (tmp_path / "R" / "R_test_scores.json").write_text('{"dice": 0.5}')
+    with pytest.raises(UserError, match=r"earlier version.*evaluate.py --name R"):
+        run(tmp_path, "R", "U")
+
+
+def test_the_page_shows_where_two_trained_runs_differ_most(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(compare, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(inference, "OUTPUTS", tmp_path / "outputs")
+    reports = []
+    for name, epochs in (("R", 1), ("U", 4)):
+        run_train("--name", name, "--epochs", epochs, "--learning_rate", 0.05)
+        inference.main(["--name", name, "--save_path", str(tmp_path)])
+        reports.append(json.loads((tmp_path / name / f"{name}_test_scores.json").read_text())["per_image"])
+    run(tmp_path, "R", "U")
+    page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["runs"] == ["R", "U"]
+    spread = {row["name"]: abs(row["dice"] - other["dice"]) for row, other in zip(*reports, strict=True)}
+    assert [entry["name"] for entry in data["entries"]] == sorted(spread, key=lambda name: -spread[name])
+    assert all(len(entry["maps"]) == 2 for entry in data["entries"])
+    assert page.count("<polyline") == 4  # Dice and loss of both
+    capsys.readouterr()
+
+    worst = tmp_path / "outputs" / "U" / f"{data['entries'][0]['name']}_mask.png"
+    worst.write_bytes((tmp_path / "outputs" / "R" / worst.name).read_bytes())  # of another run
+    run(tmp_path, "R", "U")
+    assert "another prediction than was scored" in capsys.readouterr().out
