@@ -449,6 +449,10 @@ def print_scores(report: dict[str, Any], split: Split) -> None:
     )
     if report["empty_targets"]:
         print(f"    {report['empty_targets']} of the targets show no pet (1 if none is predicted, else 0)")
+    predicted = {row["pred_fraction"] for row in report["per_image"]}
+    if len(predicted) == 1 and predicted <= {0.0, 1.0}:
+        what = "no pixel" if predicted == {0.0} else "every pixel"
+        print(f"note: {what} of any image is predicted as pet: trained too shortly, diverged, or given other images?")
 
 
 def score_checkpoint(

@@ -1,7 +1,9 @@
 """evaluate.py: each metric against an independent count, and scores that do not depend on the batch size."""
 
+import errno
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,35 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
     other = scores_of("--split", "test", "--limit", 3, file="limit3_test_scores")
     assert (other["boundary"], other["images"]) == ("background", 3)
     assert other["per_image"][0]["dice"] != report["per_image"][0]["dice"]
+
+
+@pytest.mark.parametrize(
+    ("bias", "said"), [(-50, "no pixel of any image"), (50, "every pixel of any image"), (0, None)]
+)
+def test_constant_predictions_are_noted(
+    run_train: Train, tmp_path: Path, capsys: pytest.CaptureFixture, bias: float, said: str | None
+) -> None:
+    run_train("--epochs", 1)
+    state = torch.load(tmp_path / "R" / "R_best.pth", weights_only=True)
+    state["model"]["3.bias"] += bias
+    save_checkpoint(tmp_path / "R" / "R_best.pth", state)
+    evaluate.main(["--model", "R", "--save_path", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert f"note: {said} is predicted as pet" in out if said else "is predicted as pet" not in out
+
+
+def test_a_score_file_that_cannot_be_written_costs_nothing_else(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def read_only(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    run_train("--epochs", 1)
+    monkeypatch.setattr(evaluate, "atomic_write", read_only)
+    evaluate.main(["--model", "R", "--save_path", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "Dice Score: " in said.out
+    assert "could not be written (Permission denied)" in said.err
 
 
 def test_what_the_script_refuses(run_train: Train, tmp_path: Path) -> None:
