@@ -42,7 +42,7 @@ from PIL import Image
 
 from augment import draw_epoch
 from cli import DATASET, REPO, ArgumentParser, StopSignal, UserError, choose_device, positive_int, run_script
-from engine import TrainingState, create_state, train_one_epoch, train_step
+from engine import TrainingState, compile_forward, create_state, train_one_epoch, train_step
 from evaluate import score_split
 from inference import write_prediction
 from models import network_names
@@ -99,7 +99,7 @@ def our_step(state: TrainingState, compiled: bool = False) -> Contender:
     pixels = next(state.train.batches(plan.order[:size], size, device))
     state.model.train()
     if compiled:
-        state.model.compile()
+        compile_forward(state)
     step = partial(train_step, state, pixels, plan.theta[:size].to(device), plan.colour[:size].to(device))
 
     def facts(rate: float) -> dict[str, Any]:

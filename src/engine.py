@@ -20,7 +20,7 @@ from trimap import target_and_weight
 
 EMA_EVERY = 8  # steps between two updates of the EMA weights: as good as each step, at an eighth of the cost
 BATCHNORM_IMAGES = 512  # training images from which the EMA weights' BatchNorm statistics are computed
-BATCHNORM_BATCH = 64  # images
+BATCHNORM_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
 SECONDS_BETWEEN_SYNCS = 1.0  # how often the host reads the device's loss, and moves the progress bar
 
 
@@ -36,6 +36,7 @@ class TrainingState:
 
     model: nn.Module
     ema_model: nn.Module  # EMA weights with BatchNorm statistics of their own; ``model`` itself where there is no EMA
+    forward: Callable[[Tensor], Tensor]  # of ``model``, which ``compile_forward`` may replace
     normalise: Normalise
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
@@ -87,12 +88,35 @@ def create_state(config: Config, device: torch.device, train: Split, valid: Spli
         valid=valid,
         model=model,
         ema_model=ema_model,
+        forward=model,
         normalise=Normalise(config.mean, config.std).to(device),
         criterion=LOSSES[config.loss],
         optimizer=optimizer,
         loss_sum=torch.zeros((), device=device),
         first_bad=torch.tensor(-1, device=device),
     )
+
+
+def compile_forward(state: TrainingState) -> None:
+    """Compile the network by ``torch.compile`` for the next epoch's image size, and try it forward and backward.
+
+    If that fails, one line says so, and the network runs eagerly. Weights and BatchNorm statistics stay as they are.
+    """
+    side, before = state.config.image_size_at(state.epoch + 1), [value.clone() for value in state.model.buffers()]
+    images = torch.zeros(state.config.batch_size, 3, side, side, device=state.device)
+    state.model.train()
+    try:
+        state.forward = torch.compile(state.model, dynamic=False)
+        with state.autocast():
+            outputs = state.forward(images.contiguous(memory_format=torch.channels_last))
+        sum(logits.float().sum() for logits in outputs).backward()  # of each image, or of each head
+    except RuntimeError as error:  # of the compiler, and out of memory
+        print(f"torch.compile failed ({str(error).strip().splitlines()[0]}); using eager", flush=True)
+        state.forward = state.model
+    state.optimizer.zero_grad()
+    with torch.no_grad():
+        for value, old in zip(state.model.buffers(), before, strict=True):
+            value.copy_(old)
 
 
 def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
@@ -109,7 +133,7 @@ def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tens
     images, trimaps = warp(images, trimaps, theta, state.config.image_size_at(state.epoch + 1))
     target, weight = target_and_weight(trimaps, state.config.boundary)
     with state.autocast():
-        outputs = state.model(state.normalise(recolour(images, colour)))
+        outputs = state.forward(state.normalise(recolour(images, colour)))
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]  # several: deep supervision
     loss = sum(state.criterion(logits, target, weight) for logits in outputs) / len(outputs)
     loss.backward()
@@ -218,7 +242,7 @@ def refresh_batchnorm(state: TrainingState) -> None:
         norm.reset_running_stats()
     state.ema_model.train()
     with state.autocast():
-        for pixels in state.train.batches(order, BATCHNORM_BATCH, state.device):
+        for pixels in state.train.batches(order, max(2, min(BATCHNORM_BATCH, state.config.batch_size)), state.device):
             if len(pixels) > 1 or count == 1:
                 state.ema_model(state.normalise(images_and_trimaps(pixels)[0]))
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):

@@ -40,7 +40,7 @@ from cli import (
     run_script,
     shell,
 )
-from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch
+from engine import TrainingState, compile_forward, create_state, refresh_batchnorm, train_one_epoch
 from evaluate import evaluate, known_data_path
 from models import build_network, count_parameters, network_names
 from oxford_pet import download, find_root, load_split
@@ -49,7 +49,7 @@ from recipes import RECIPES, Config
 from report import draw_curves, read_history, write_history
 from trimap import BOUNDARIES
 
-SCORING_BATCH = 64  # images, of the validation split
+SCORING_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
 TIMED_STEPS = 5  # before the run's length is estimated
 SLOW_HOURS = 2.0  # on a CPU, from which on a shorter run is suggested
@@ -121,12 +121,13 @@ class Run:
 # ---------------------------------------------------------------------------------------------- fit
 
 
-def fit(run: Run, stop: StopSignal, save_every: float) -> None:
+def fit(run: Run, stop: StopSignal, save_every: float, compiled: bool = False) -> None:
     """Train until the run is finished or stopped.
 
     Args:
         save_every: seconds; ``best`` and ``last`` are written when an epoch ends and as many have passed since they
             were written, at a stop, and at the end.
+        compiled: whether the network is compiled, for each image size.
     """
     state, config = run.state, run.config
     predictor = Predictor.from_model(state.ema_model, config, state.device)
@@ -134,8 +135,11 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         run.save()
     started = saved = time.monotonic()
     first_epoch = state.epoch
-    on_sync = estimate_length(run)
+    on_sync, compiled_size = estimate_length(run), None
     while not run.is_finished and not stop.number:
+        if compiled and config.image_size_at(state.epoch + 1) != compiled_size:
+            compiled_size = config.image_size_at(state.epoch + 1)
+            compile_forward(state)
         train_one_epoch(state, stop, on_sync)
         refresh_batchnorm(state)
         if state.step < state.steps_per_epoch:  # stopped
@@ -162,7 +166,8 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
 def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
     """The history's row of the epoch that has just been trained."""
     config, steps = state.config, state.steps_per_epoch
-    scores = evaluate(predictor, state.valid, config.boundary, SCORING_BATCH, state.criterion)
+    size = min(SCORING_BATCH, config.batch_size)
+    scores = evaluate(predictor, state.valid, config.boundary, size, state.criterion)
     row = {
         "epoch": state.epoch + 1,
         "train_loss": float(state.loss_sum) / steps,
@@ -173,7 +178,7 @@ def score_epoch(state: TrainingState, predictor: Predictor) -> dict[str, float]:
         "images_per_second": len(state.train) / state.seconds,
     }
     if config.score_train:
-        row["train_dice"] = float(evaluate(predictor, state.train, config.boundary, SCORING_BATCH).dice.mean())
+        row["train_dice"] = float(evaluate(predictor, state.train, config.boundary, size).dice.mean())
     return row
 
 
@@ -447,6 +452,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
     add("--stop_at_dice", type=cli.fraction, metavar="D", help="end the run when the validation Dice reaches D, 0 to 1")
     add("--save_every", type=cli.seconds, default=60.0, metavar="SECONDS", help="between two saves; 0: each epoch")
+    add("--compile", action="store_true", help="compile the network by torch.compile; eager if that fails")
     add("--resume", action="store_true", help="go on with the run exactly where it stopped")
     add(
         "--init_from",
@@ -546,7 +552,7 @@ def main(argv: list[str] | None = None) -> None:
     with StopSignal() as stop:
         try:
             prepare_folder(run, args)
-            fit(run, stop, args.save_every)
+            fit(run, stop, args.save_every, args.compile)
         finally:  # also of a run that fails
             if run.history:
                 draw_run(run)

@@ -1,7 +1,7 @@
 """A whole epoch on tensors that have a device, a dtype and a layout, but no numbers: what can be known without a GPU.
 
-PyTorch's FakeTensorMode refuses to mix devices in an operation as a GPU does. ``FakeGpu`` records each transfer and each
-read of a number; within a training step it refuses both, and whatever has a shape that depends on numbers.
+PyTorch's FakeTensorMode refuses to mix devices in an operation, as a GPU does, and shapes that depend on numbers.
+``FakeGpu`` records each transfer and each read of a number, and refuses both within a training step.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ class FakeGpu(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_step = False
+        self.in_step = self.in_loss = False
         self.events: Counter[str] = Counter()
         self.convolutions: Counter[torch.dtype] = Counter()
 
@@ -54,6 +54,8 @@ class FakeGpu(TorchDispatchMode):
         kinds = {tensor.device.type for tensor in [*tensors, *outputs] if tensor.ndim or name == "_to_copy"}
         if kinds == {"cuda", "cpu"}:
             self.note(f"{name} {'from' if on_gpu and name == '_to_copy' else 'to'} the GPU")
+        if self.in_loss:
+            assert all(tensor.dtype == torch.float32 for tensor in outputs if tensor.is_floating_point()), name
         if name == "convolution" and self.in_step:
             self.convolutions[outputs[0].dtype] += 1
         return result
@@ -101,9 +103,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
             for parameter in state.model.parameters():
                 parameter.grad = torch.empty_like(parameter)
 
+        def criterion(*arguments: Tensor) -> Tensor:
+            watch.in_loss = True
+            loss = state.criterion(*arguments)
+            watch.in_loss = False
+            return loss
+
         monkeypatch.setattr(Tensor, "backward", backward)
         watch.in_step = True
-        loss = step(state, *batch)
+        loss = step(replace(state, criterion=criterion), *batch)
         watch.in_step = False
         assert (loss.dtype, loss.device, loss.shape) == (torch.float32, GPU, ())
         return loss
@@ -141,7 +149,7 @@ def check_training(gpu: FakeGpu, state: TrainingState) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("network", ["UNet", "ResNet34_UNet"])
 def test_an_epoch_stays_on_the_gpu(gpu: FakeGpu, network: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build, train, EMA, BatchNorm statistics, scores, folded inference; every other optimizer with the same weights."""
+    """Build, train, EMA, BatchNorm statistics, scores, folded inference; the other optimizers with the same weights."""
     state = fake_state(network, precision=precision)
     check_training(gpu, state)
 
