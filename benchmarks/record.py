@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def machine() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {plural(cpu_cores(), 'core')}"
+
+
+def device_slug(device: torch.device) -> str:
+    """How files of results name a device: ``cpu``, ``nvidia-h200``."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def origin(script: str, argv: list[str]) -> dict[str, Any]:

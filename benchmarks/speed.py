@@ -50,7 +50,7 @@ from oxford_pet import Split, decode_all, find_root, image_path, load_dataset, l
 from peers import PlainLoop, register
 from predictor import Predictor
 from recipes import RECIPES
-from record import RESULTS, origin, write_json
+from record import RESULTS, device_slug, origin, write_json
 from roofline import count_kernels, measure_ceilings, shortest_seconds, synchronize
 
 WHAT = ("step", "train", "data", "infer", "start")
@@ -385,7 +385,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, row in named.items():
                 row["peak_memory_bytes"] = peak_memory(what, network, name, argv)
         report = {**origin("speed.py", argv), "image_size": args.image_size, "rows": rows}
-        path = args.results / f"{what}-{args.device.type}.json"
+        path = args.results / f"{what}-{device_slug(args.device)}.json"
         write_json(path, report)
         print(f"\n{what}, {report['machine']}\n\n{table(what, rows)}\n\nwrote {path}\n", flush=True)
 

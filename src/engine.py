@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -226,25 +226,30 @@ def refresh_batchnorm(state: TrainingState) -> None:
         return
     count = min(len(state.train), BATCHNORM_IMAGES)
     order = torch.linspace(0, len(state.train) - 1, count).round().long()
-    uses: Counter[nn.Module] = Counter()
+    moments: dict[nn.Module, list[Tensor]] = defaultdict(list)  # mean and mean square of each batch
 
-    def average_over_batches(norm: nn.Module, _: object) -> None:
-        """As momentum=None does, which reads its count back from the device each time."""
-        uses[norm] += 1
-        norm.momentum = 1 / uses[norm]
+    def keep_moments(norm: nn.Module, _: object, output: Tensor) -> None:
+        """So that the variance is that over all images, however they are batched."""
+        count = output.numel() // output.shape[1]
+        mean, variance = norm.running_mean, norm.running_var * ((count - 1) / count)
+        moments[norm].append(torch.stack((mean, mean.square() + variance)))
 
     norms = [module for module in state.ema_model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    hooks = [norm.register_forward_pre_hook(average_over_batches) for norm in norms]
+    hooks = [norm.register_forward_hook(keep_moments) for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
+        norm.momentum = 1.0  # the running statistics are the last batch's
     state.ema_model.train()
     with state.autocast():
         for pixels in state.train.batches(order, max(2, min(BATCHNORM_BATCH, state.config.batch_size)), state.device):
             if len(pixels) > 1 or count == 1:
                 state.ema_model(state.normalise(images_and_trimaps(pixels)[0]))
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
+        if norm in moments:
+            mean, square = torch.stack(moments[norm]).mean(0)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(square - mean.square())
         norm.momentum = momentum
         hook.remove()
