@@ -240,6 +240,7 @@ def refresh_batchnorm(state: TrainingState) -> None:
     momenta = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_hook(keep_moments) for norm in norms]
     for norm in norms:
+        norm.reset_running_stats()
         norm.momentum = 1.0  # the running statistics are the last batch's
     state.ema_model.train()
     with state.autocast():
