@@ -1,6 +1,7 @@
 """Write a benchmark's figures as JSON, with the machine, versions, commit and command that they come from."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from checkpoint import provenance
 from cli import REPO, machine, shell
 
 RESULTS = REPO / "benchmarks" / "results"
+
+
+def device_slug(device: torch.device) -> str:
+    """How files of results name a device: ``cpu``, ``nvidia-h200``."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def origin(script: str, argv: list[str]) -> dict[str, Any]:

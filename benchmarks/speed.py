@@ -42,7 +42,7 @@ from PIL import Image
 
 from augment import draw_epoch
 from cli import DATASET, REPO, ArgumentParser, StopSignal, UserError, choose_device, positive_int, run_script
-from engine import TrainingState, create_state, train_one_epoch, train_step
+from engine import TrainingState, compile_forward, create_state, train_one_epoch, train_step
 from evaluate import score_split
 from inference import write_prediction
 from models import network_names
@@ -50,7 +50,7 @@ from oxford_pet import Split, decode_all, find_root, image_path, load_dataset, l
 from peers import PlainLoop, register
 from predictor import Predictor
 from recipes import RECIPES
-from record import RESULTS, origin, write_json
+from record import RESULTS, device_slug, origin, write_json
 from roofline import count_kernels, measure_ceilings, shortest_seconds, synchronize
 
 WHAT = ("step", "train", "data", "infer", "start")
@@ -101,7 +101,7 @@ def our_step(state: TrainingState, compiled: bool = False) -> Contender:
     pixels = next(state.train.batches(plan.order[:size], size, device))
     state.model.train()
     if compiled:
-        state.model.compile()
+        compile_forward(state)
     step = partial(train_step, state, pixels, plan.theta[:size].to(device), plan.colour[:size].to(device))
 
     def facts(rate: float) -> dict[str, Any]:
@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, row in named.items():
                 row["peak_memory_bytes"] = peak_memory(what, network, name, argv)
         report = {**origin("speed.py", argv), "image_size": args.image_size, "rows": rows}
-        path = args.results / f"{what}-{args.device.type}.json"
+        path = args.results / f"{what}-{device_slug(args.device)}.json"
         write_json(path, report)
         print(f"\n{what}, {report['machine']}\n\n{table(what, rows)}\n\nwrote {path}\n", flush=True)
 

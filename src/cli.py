@@ -27,6 +27,14 @@ SMALL_WEIGHTS = REPO / "weights" / "small.pth"
 
 PRECISIONS = ("auto", "bf16", "fp32")
 LARGEST_IMAGE = 4096  # pixels of height and width
+OUT_OF_MEMORY = (  # what the errors of PyTorch, cuBLAS and cuDNN say then
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+    "nable to find an engine",
+    "nable to find a valid cuDNN algorithm",
+)
 
 
 class UserError(Exception):
@@ -84,11 +92,12 @@ def run_script(main: Callable[[], None]) -> None:
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):
             sys.exit("error: another process of the run has ended; its checkpoints stay")
-        signs = ("out of memory", "can't allocate memory", "not enough memory")
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size{reason}")
+        sys.exit(
+            f"error: out of memory; try a smaller --batch_size or --image_size; what was saved is still there{reason}"
+        )
 
 
 class StopSignal:
@@ -294,7 +303,7 @@ def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
         threads: of the CPU, for ``--threads``; None leaves PyTorch's choice.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or PyTorch was not built for it.
     """
     import torch
 
@@ -312,7 +321,34 @@ def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
             f"--device {wanted}: PyTorch {torch.__version__} ({build}) finds no such device; --device auto takes what "
             "there is"
         )
-    return torch.device(wanted)
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device(kind, int(index or 0))
+    capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    if not runs_on(capability, built):
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and PyTorch "
+            f"{torch.__version__} was built for {', '.join(built)}: take --device cpu, or a PyTorch built for this card"
+        )
+    torch.cuda.set_device(device)  # for what takes no device, such as torch.cuda.synchronize
+    return device
+
+
+def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
+    """Whether a card runs what PyTorch was built for, as listed by ``torch.cuda.get_arch_list``.
+
+    Machine code (``sm_80``) runs on cards of the same major version that are not older (8.6), that of ``sm_90a`` on
+    exactly this one; ``compute_90`` is compiled on the card, if that is not older.
+    """
+    for name in built:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)(\w?)", name)
+        if match is None:  # of AMD
+            return True
+        code = (int(match[2]), int(match[3]))
+        is_kin = match[4] != "a" and (match[1] == "compute" or code[0] == capability[0])
+        if code == capability or (code < capability and is_kin):
+            return True
+    return not built
 
 
 def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
@@ -347,14 +383,17 @@ def describe(device: "torch.device", precision: "torch.dtype") -> str:
     """Device and precision in words: ``NVIDIA H200, bfloat16``."""
     import torch
 
-    where = device.type
+    where, note = device.type, ""
     if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
+        count = torch.cuda.device_count()
+        where = torch.cuda.get_device_name(device) + (f" ({device}, of {count})" if count > 1 else "")
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            note = " (bfloat16 wants compute capability 8.0)"
     if device.type == "cpu":
         threads = torch.get_num_threads()
         no_gpu = "" if torch.version.cuda is None else " (no GPU found)"
         where = f"cpu, {threads} {'thread' if threads == 1 else 'threads'}{no_gpu}"
-    return f"{where}, {str(precision).removeprefix('torch.')}"
+    return f"{where}, {str(precision).removeprefix('torch.')}{note}"
 
 
 def plural(count: int, noun: str) -> str:

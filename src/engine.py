@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from trimap import target_and_weight
 
 EMA_EVERY = 8  # steps between two updates of the EMA weights: as good as each step, at an eighth of the cost
 BATCHNORM_IMAGES = 512  # training images from which the EMA weights' BatchNorm statistics are computed
-BATCHNORM_BATCH = 64  # images
+BATCHNORM_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
 SECONDS_AFTER_STOP = 3.0  # that BatchNorm statistics may take then
 SECONDS_BETWEEN_SYNCS = 1.0  # how often the host reads the device's loss, and moves the progress bar
 
@@ -38,7 +38,7 @@ class TrainingState:
     valid: Split
 
     model: nn.Module
-    forward: Callable[[Tensor], Any]  # of ``model``, over all ranks
+    forward: Callable[[Tensor], Any]  # of ``model``, over all ranks; ``compile_forward`` may replace it
     ema_model: nn.Module  # EMA weights with BatchNorm statistics of their own; ``model`` itself where there is no EMA
     normalise: Normalise
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -119,6 +119,28 @@ def check_finite(state: TrainingState) -> None:
             f"the weights were not finite in epoch {state.epoch + 1}; the checkpoints of earlier epochs stay. "
             "Try a lower --learning_rate, or --precision fp32."
         )
+
+
+def compile_forward(state: TrainingState) -> None:
+    """Compile the network by ``torch.compile`` for the next epoch's image size, and try it forward and backward.
+
+    If that fails, one line says so, and the network runs eagerly. Weights and BatchNorm statistics stay as they are.
+    """
+    side, before = state.config.image_size_at(state.epoch + 1), [value.clone() for value in state.model.buffers()]
+    images = torch.zeros(state.config.batch_size, 3, side, side, device=state.device)
+    state.model.train()
+    try:
+        state.forward = torch.compile(state.model, dynamic=False)
+        with state.autocast():
+            outputs = state.forward(images.contiguous(memory_format=torch.channels_last))
+        sum(logits.float().sum() for logits in outputs).backward()  # of each image, or of each head
+    except RuntimeError as error:  # of the compiler, and out of memory
+        print(f"torch.compile failed ({str(error).strip().splitlines()[0]}); using eager", flush=True)
+        state.forward = state.model
+    state.optimizer.zero_grad()
+    with torch.no_grad():
+        for value, old in zip(state.model.buffers(), before, strict=True):
+            value.copy_(old)
 
 
 def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tensor) -> Tensor:
@@ -232,28 +254,34 @@ def refresh_batchnorm(state: TrainingState, stop: StopSignal) -> None:
         return
     count = max(2, min(len(state.train), BATCHNORM_IMAGES))
     order = torch.linspace(0, len(state.train) - 1, count).round().long()
-    uses: Counter[nn.Module] = Counter()
+    moments: dict[nn.Module, list[Tensor]] = defaultdict(list)  # mean and mean square of each batch
 
-    def average_over_batches(norm: nn.Module, _: object) -> None:
-        """As momentum=None does, which reads its count back from the device each time."""
-        uses[norm] += 1
-        norm.momentum = 1 / uses[norm]
+    def keep_moments(norm: nn.Module, _: object, output: Tensor) -> None:
+        """So that the variance is that over all images, however they are batched."""
+        count = output.numel() // output.shape[1]
+        mean, variance = norm.running_mean, norm.running_var * ((count - 1) / count)
+        moments[norm].append(torch.stack((mean, mean.square() + variance)))
 
     norms = [module for module in state.ema_model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    hooks = [norm.register_forward_pre_hook(average_over_batches) for norm in norms]
+    hooks = [norm.register_forward_hook(keep_moments) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
+        norm.momentum = 1.0  # the running statistics are the last batch's
     state.ema_model.train()
     started = time.monotonic()
     with state.autocast():
-        for pixels in state.train.batches(order, BATCHNORM_BATCH, state.device):
+        for pixels in state.train.batches(order, max(2, min(BATCHNORM_BATCH, state.config.batch_size)), state.device):
             if len(pixels) > 1:  # one pixel of one image has no variance
                 state.ema_model(state.normalise(images_and_trimaps(pixels)[0]))
             if stop.number and time.monotonic() - started > SECONDS_AFTER_STOP:
                 break
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
+        if norm in moments:
+            mean, square = torch.stack(moments[norm]).mean(0)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(square - mean.square())
         norm.momentum = momentum
         hook.remove()

@@ -222,11 +222,11 @@ def evaluate(
     Of several ranks, each scores a part of the batches, and all return all scores.
     """
     results = [torch.empty((6, 0), device=predictor.device)]
-    own = torch.arange(len(split)).split(batch_size)[ranks.rank() :: ranks.world()]
-    order = torch.cat((torch.arange(0), *own))
-    batches = split.batches(order, batch_size, predictor.device)
-    bar = tqdm(batches, f"scoring {split.mode}", len(own), unit=" batches", leave=False, disable=None)
-    for part, pixels in zip(own, bar, strict=True):
+    starts = range(0, len(split), batch_size)[ranks.rank() :: ranks.world()]
+    order = [index for start in starts for index in range(len(split))[start : start + batch_size]]
+    batches = split.batches(torch.tensor(order, dtype=torch.long), batch_size, predictor.device)
+    bar = tqdm(batches, f"scoring {split.mode}", len(starts), unit=" batches", leave=False, disable=None)
+    for start, pixels in zip(starts, bar, strict=True):
         images, trimaps = images_and_trimaps(pixels)
         logits = predictor.logits(images)
         target, weight = target_and_weight(trimaps, boundary)
@@ -236,9 +236,9 @@ def evaluate(
         columns = (*dice_and_iou(intersection, areas), intersection, areas, empty.to(areas.dtype))
         results.append(torch.stack((*columns, loss.to(areas.dtype).expand_as(areas))))
         if on_batch:
-            on_batch(int(part[0]), logits)
+            on_batch(start, logits)
     scores = np.empty((6, len(split)))
-    for indices, values in ranks.gather((order.numpy(), torch.cat(results, dim=1).cpu().numpy())):  # one transfer
+    for indices, values in ranks.gather((order, torch.cat(results, dim=1).cpu().numpy())):  # one transfer
         scores[:, indices] = values
     *columns, empty, loss = scores
     return Scores(split.names, boundary, *columns, empty.astype(bool), float(loss.mean()))

@@ -45,7 +45,14 @@ from cli import (
     run_script,
     shell,
 )
-from engine import TrainingState, check_finite, create_state, refresh_batchnorm, train_one_epoch
+from engine import (
+    TrainingState,
+    check_finite,
+    compile_forward,
+    create_state,
+    refresh_batchnorm,
+    train_one_epoch,
+)
 from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
@@ -54,7 +61,7 @@ from recipes import RECIPES, Config
 from report import changed_from_default, curves, draw_curves, read_history, render_page, write_history
 from trimap import BOUNDARIES, target_and_weight
 
-SCORING_BATCH = 64  # images, of the validation split
+SCORING_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
 PAGE_SECONDS = 30  # between two writings of the page
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
 TIMED_STEPS = 5  # before the run's length is estimated
@@ -132,12 +139,13 @@ class Run:
 # ---------------------------------------------------------------------------------------------- fit
 
 
-def fit(run: Run, stop: StopSignal, save_every: float) -> None:
+def fit(run: Run, stop: StopSignal, save_every: float, compiled: bool = False) -> None:
     """Train until the run is finished or stopped.
 
     Args:
         save_every: seconds; ``best`` and ``last`` are written when an epoch ends and as many have passed since they
             were written, at a stop, and at the end.
+        compiled: whether the network is compiled, for each image size.
     """
     state, config = run.state, run.config
     predictor = Predictor.from_model(state.ema_model, config, state.device)
@@ -145,8 +153,11 @@ def fit(run: Run, stop: StopSignal, save_every: float) -> None:
         run.save()
     started = saved = time.monotonic()
     first_epoch = state.epoch
-    on_sync, page_written = estimate_length(run), -math.inf
+    on_sync, page_written, compiled_size = estimate_length(run), -math.inf, None
     while not run.is_finished:
+        if compiled and config.image_size_at(state.epoch + 1) != compiled_size:
+            compiled_size = config.image_size_at(state.epoch + 1)
+            compile_forward(state)
         row = train_and_score_epoch(state, predictor, stop, on_sync)
         if row is None:  # stopped
             break
@@ -203,18 +214,20 @@ def score_epoch(state: TrainingState, predictor: Predictor, stop: StopSignal) ->
         StoppedError: a signal came.
     """
 
+    config, steps = state.config, state.steps_per_epoch
+    size = min(SCORING_BATCH, config.batch_size)
+
     def score(split: Split, criterion: Callable[..., Tensor] | None = None) -> Scores:
-        rounds = -(-len(split) // SCORING_BATCH) // ranks.world()  # in which every rank has a batch
+        rounds = -(-len(split) // size) // ranks.world()  # in which every rank has a batch
 
         def raise_if_stopped(start: int, _: Tensor) -> None:
-            if start // SCORING_BATCH < rounds * ranks.world():
+            if start // size < rounds * ranks.world():
                 stop.number = ranks.largest(stop.number)
                 if stop.number:
                     raise StoppedError
 
-        return evaluate(predictor, split, config.boundary, SCORING_BATCH, criterion, raise_if_stopped)
+        return evaluate(predictor, split, config.boundary, size, criterion, raise_if_stopped)
 
-    config, steps = state.config, state.steps_per_epoch
     scores = score(state.valid, state.criterion)
     row = {
         "epoch": state.epoch + 1,
@@ -524,13 +537,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=cli.whole_number,
         metavar="N",
-        help="train a run for each seed, one after the other: NAME-seed0, NAME-seed1, ...; Ctrl-C stops the list; the "
-        "same command again skips those that are finished and resumes the one that was stopped",
+        help="train NAME-seed0, NAME-seed1, ... one after the other; the same command again resumes the list",
     )
     add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where the device has it (default: auto)")
     add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
     add("--stop_at_dice", type=cli.fraction, metavar="D", help="end the run when the validation Dice reaches D, 0 to 1")
     add("--save_every", type=cli.seconds, default=60.0, metavar="SECONDS", help="between two saves; 0: each epoch")
+    add("--compile", action="store_true", help="compile the network by torch.compile; eager if that fails")
     add("--resume", action="store_true", help="go on with the run exactly where it stopped")
     add(
         "--init_from",
@@ -660,6 +673,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.keep_freed_memory()
     device = ranks.join(choose_device(args.device, args.threads))
+    if args.compile and ranks.world() > 1:
+        raise UserError("--compile takes one process only")
     if not args.seeds:
         train_run(args, device)
     for seed in args.seeds or ():
@@ -688,7 +703,7 @@ def train_run(args: argparse.Namespace, device: torch.device) -> int:
             try:
                 if ranks.rank() == 0:
                     prepare_folder(run, args)
-                fit(run, stop, args.save_every)
+                fit(run, stop, args.save_every, args.compile)
             finally:  # also of a run that fails
                 if run.history and ranks.rank() == 0:
                     draw_run(run)

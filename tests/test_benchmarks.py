@@ -1,6 +1,7 @@
 """The benchmark scripts on tiny data: the queue and its rows, the study's page, the speed figures, the peers."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from conftest import terminate
 
 import evaluate
+import gpu
 import mean_mask
 import networks
 import peers
@@ -39,7 +41,9 @@ def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(table, name, value)
 
 
-@pytest.mark.parametrize("script", [mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study])
+@pytest.mark.parametrize(
+    "script", [gpu, mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study]
+)
 def test_help_names_each_flag_and_does_nothing_else(script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         script.main(["--help"])
@@ -300,3 +304,67 @@ def test_smp_runs_through_our_predictor() -> None:
     predictor = Predictor({"config": config, "model": NETWORKS[speed.SMP]().state_dict()}, torch.device("cpu"))
     assert predictor.logits(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in predictor.model.modules())  # folded
+
+
+# ---------------------------------------------------------------------------------------------- all of a GPU
+
+
+def test_every_part_is_done_once_in_order_and_recorded(
+    quick_speed: None,
+    drawn_pets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    called = []
+
+    def run_for(seconds: float, command: list[object]) -> str:
+        script, *flags = (str(word) for word in command)
+        called.append(Path(script).stem)
+        if script == "-m":
+            return "25 passed in 61.0s\n"
+        capsys.readouterr()
+        {"train": train.main, "speed": speed.main, "study": study.main}[called[-1]](flags)
+        return capsys.readouterr().out
+
+    def call(command: list[str], stop: StopSignal) -> bool:
+        at = next(index for index, part in enumerate(command) if part.startswith("--"))
+        {"train": train.main, "evaluate": evaluate.main}[Path(command[at - 1]).stem](command[at:])
+        return True
+
+    for owner, name, value in (
+        (gpu, "run_for", run_for),
+        (gpu, "PEERS", ("plain",)),
+        (gpu, "read_history", lambda _: [{"images_per_second": 1e-3}]),  # for a single epoch
+        (study, "call", call),
+        (train, "draw_curves", lambda _, path: path.touch()),
+        (speed, "largest_costs", lambda _: []),
+        (speed, "compile_forward", lambda _: None),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    flags = ["--data_path", str(drawn_pets), "--sizes", "32", "64", "--images", "16", "--dice", "0.000001"]
+    flags += ["--device", "cpu", "--save_path", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    gpu.main([*flags, "--minutes", "0.01"])
+    assert not called
+    assert "left: tests, step, run-R-32, run-R-64, fast-R, train, " in capsys.readouterr().out
+    gpu.main([*flags, "--minutes", "999"])
+    said = capsys.readouterr().out
+    assert called[:6] == ["-m", "speed", "train", "study", "train", "study"]
+    assert said.endswith("left: nothing\n")
+    assert "\nfast-R: validation Dice 1e-06 reached after 1 epoch, " in said
+    assert "| lab3-U-64-cpu | 1 | " in said
+    names = {path.name for path in tmp_path.glob("*-cpu.json")}
+    assert names >= {"tests-cpu.json", "train-cpu.json", "infer-cpu.json", "fast-U-cpu.json", "run-U-64-cpu.json"}
+    done = len(called)
+    gpu.main([*flags, "--minutes", "999"])
+    assert len(called) == done
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_failed_tests_are_not_done() -> None:
+    code = "import signal, sys; print('at', flush=True); signal.sigwait([signal.SIGTERM]); print('saved')"
+    code = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); " + code
+    assert gpu.run_for(2.0, ["-c", code]) == "at\nsaved\n"
+    for output, passed in (("..\n12 passed, 1 skipped in 3.1s\n", True), ("1 failed, 11 passed in 3.1s\n", False)):
+        assert bool(re.search(gpu.PASSED, output, re.MULTILINE)) == passed
+    for output in ("11 passed, 1 error in 3.1s\n", "12 skipped in 0.1s\n"):
+        assert not re.search(gpu.PASSED, output, re.MULTILINE)

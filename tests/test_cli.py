@@ -115,9 +115,30 @@ def test_a_wrong_flag_is_one_line(
 # ---------------------------------------------------------------------------------------------- device and precision
 
 
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[torch.device]]:
+    """Let there be so many GPUs, of a compute capability; returns a list of those that were made the current one."""
+
+    def arrange(count: int, capability: tuple[int, int] = (9, 0)) -> list[torch.device]:
+        chosen: list[torch.device] = []
+        for name, value in (
+            ("device_count", lambda: count),
+            ("get_device_capability", lambda _: capability),
+            ("get_device_name", lambda device: f"Card {device.index}"),
+            ("get_arch_list", lambda: ["sm_75", "sm_80", "sm_90a", "compute_120"]),
+            ("set_device", chosen.append),
+        ):
+            monkeypatch.setattr(torch.cuda, name, value)
+        return chosen
+
+    return arrange
+
+
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")])
-def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, chosen: str) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+def test_auto_takes_what_is_there(
+    cards: Callable, monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, chosen: str
+) -> None:
+    cards(cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_device("auto").type == chosen
     assert choose_device("cpu").type == "cpu"
@@ -131,6 +152,52 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch, cuda: int, mp
     ):
         with pytest.raises(UserError, match=rf"^--device {wanted}: "):
             choose_device(wanted)
+
+
+def test_of_two_gpus_the_named_one_is_used_or_the_first(cards: Callable) -> None:
+    current = cards(2)
+    for wanted, index in (("auto", 0), ("cuda", 0), ("cuda:1", 1)):
+        device = choose_device(wanted)
+        assert (str(device), current.pop()) == (f"cuda:{index}", device)
+        assert cli.describe(device, torch.bfloat16) == f"Card {index} (cuda:{index}, of 2), bfloat16"
+    cards(1)
+    assert cli.describe(choose_device("auto"), torch.bfloat16) == "Card 0, bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ((6, 1), False),
+        ((7, 0), False),  # older than sm_75, of its major version
+        ((7, 5), True),
+        ((8, 0), True),
+        ((8, 9), True),  # by sm_80
+        ((9, 0), True),
+        ((9, 1), False),  # sm_90a is for 9.0 alone
+        ((10, 0), False),
+        ((12, 0), True),  # by compute_120, compiled on the card
+        ((13, 0), True),
+    ],
+)
+def test_a_card_that_pytorch_was_not_built_for_is_named(
+    cards: Callable, capability: tuple[int, int], runs: bool
+) -> None:
+    cards(1, capability)
+    if runs:
+        assert choose_device("auto").type == "cuda"
+        return
+    major, minor = capability
+    with pytest.raises(UserError, match=rf"^Card 0 has compute capability {major}\.{minor}, .*take --device cpu"):
+        choose_device("auto")
+
+
+def test_cards_without_bfloat16_compute_in_float32_and_that_is_said(cards: Callable) -> None:
+    cards(1, (7, 5))
+    device = choose_device("cuda")
+    precision = choose_precision("auto", device)
+    assert cli.describe(device, precision) == "Card 0, float32 (bfloat16 wants compute capability 8.0)"
+    cards(1, (8, 0))
+    assert choose_precision("auto", device) == torch.bfloat16
 
 
 def test_precision() -> None:
@@ -152,6 +219,13 @@ def test_precision() -> None:
         (MemoryError(), "error: out of memory; try a smaller --batch_size"),
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), "error: out of memory; try a smaller --batch_size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "error: out of mem",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "error: out of memory; try a smaller --batch_size"),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), "error: out of memory; try a"),
+        (RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"), "error: out of memory; try a"),
         *((kind("a bug"), None) for kind in (RuntimeError, ValueError, OSError)),
     ],
 )

@@ -1,5 +1,6 @@
 """engine.py: one step, one epoch, EMA weights and BatchNorm statistics."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 import oxford_pet
+import train
 from augment import draw_epoch
 from cli import StopSignal
 from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch, train_step, update_ema
 from models import NETWORKS
 from oxford_pet import images_and_trimaps, load_split, read_split
+from predictor import Predictor
 from recipes import RECIPES, Config
 from trimap import target_and_weight
 
@@ -132,8 +135,11 @@ def test_ema_weights_move_towards_the_trained_ones(state: TrainingState, epoch: 
         torch.testing.assert_close(ours, old.lerp(trained, fraction).detach())
 
 
-def test_ema_weights_have_batchnorm_statistics_of_their_own(state: TrainingState) -> None:
+@pytest.mark.parametrize("batch_size", [2, 6, 18])
+def test_ema_weights_have_batchnorm_statistics_of_their_own(state: TrainingState, batch_size: int) -> None:
+    """Over all images, however they are batched."""
     train_one_epoch(state, StopSignal())
+    state.config = replace(state.config, batch_size=batch_size)
     refresh_batchnorm(state, StopSignal())
     features = state.ema_model[0](state.normalise(images_and_trimaps(state.train.pixels)[0]))
     norm = state.ema_model[1]
@@ -141,6 +147,36 @@ def test_ema_weights_have_batchnorm_statistics_of_their_own(state: TrainingState
     torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1
     assert not torch.allclose(norm.running_mean, state.model[1].running_mean, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1, {1, 2}), (6, {6}), (100, {18, 2})])
+def test_no_batch_is_larger_than_a_training_step(
+    tiny_network: None, drawn_pets: Path, batch_size: int, sizes: set[int]
+) -> None:
+    """But BatchNorm statistics come from two images at least."""
+    state = state_of(replace(Config("UNet"), image_size=64, batch_size=batch_size, score_train=True), drawn_pets)
+    state.valid = state.train if batch_size == 6 else state.valid
+    state.ema_model = copy.deepcopy(state.model)
+    seen = set()
+    state.ema_model.register_forward_pre_hook(lambda _, images: seen.add(len(images[0])))
+    refresh_batchnorm(state, StopSignal())
+    assert state.ema_model[1].num_batches_tracked > 0
+    state.step, state.loss_sum = 1, torch.zeros(())
+    predictor = Predictor.from_model(state.ema_model, state.config, CPU)
+    train.score_epoch(replace(state, seconds=1.0), predictor, StopSignal())
+    assert seen == sizes
+
+
+def test_the_network_is_compiled_for_each_image_size(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = []
+    monkeypatch.setattr(train, "compile_forward", lambda state: epochs.append(state.epoch + 1))
+    flags = ("--recipe", "fast", "--image_size", 128, "--epochs", 6)
+    run_train(*flags)
+    assert not epochs
+    run_train(*flags, "--compile", "--overwrite")
+    assert epochs == [1, 2, 4]  # at 32x32, 64x64, 128x128
 
 
 def test_every_image_is_decoded_once_for_all_runs(
