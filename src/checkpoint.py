@@ -162,7 +162,9 @@ def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
     config = Config.from_dict(state["config"])
     check("history", isinstance(state["history"], list) and all(map(is_history_row, state["history"])))
-    check("epoch", type(state["epoch"]) is int and state["epoch"] == len(state["history"]))
+    epochs = len(state["history"])  # 0 also of published weights, which come without their history
+    is_possible = type(state["epoch"]) is int and 0 <= state["epoch"] < 10**6
+    check("epoch", is_possible and epochs in (0, state["epoch"]))
     check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
     check("data_path", isinstance(state["data_path"], str) and "\0" not in state["data_path"])
     with torch.device("meta"):  # shapes without numbers

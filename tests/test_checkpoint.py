@@ -12,7 +12,7 @@ import torch
 
 import atomic
 from checkpoint import HISTORY_COLUMNS, load_checkpoint, provenance, save_checkpoint
-from cli import UserError
+from cli import SMALL_WEIGHTS, UserError
 from models import NETWORKS, build_network
 from recipes import RECIPES, Config
 
@@ -42,6 +42,12 @@ def test_round_trip(tiny_network: None, tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded["model"][name]) for name, value in contents()["model"].items())
     assert loaded["versions"]["torch"] == torch.__version__
     assert [file.name for file in path.parent.iterdir()] == ["x.pth"]  # no temporary file
+
+
+def test_the_bundled_weights_can_be_read() -> None:
+    """They come without their history."""
+    loaded = load_checkpoint(SMALL_WEIGHTS)
+    assert (loaded["config"].network, loaded["history"]) == ("ResNet34_UNet_small", [])
 
 
 def test_a_full_disk_is_the_systems_own_error(

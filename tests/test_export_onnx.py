@@ -39,7 +39,7 @@ def save(drawn_pets: Path, tmp_path: Path) -> Save:
                 nn.init.uniform_(module.running_var, 1, 2)
         config = Config(network, image_size=SIDE, precision="fp32", boundary="background").to_dict()
         path = tmp_path / "it's mine.pth"
-        extra = {"data_path": str(drawn_pets), "epoch": 1, "scores": {}, "history": []}
+        extra = {"data_path": str(drawn_pets), "epoch": 0, "scores": {}, "history": []}
         save_checkpoint(path, {"format": 2, "config": config, "model": model.state_dict(), **extra})
         return path
 

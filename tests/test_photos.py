@@ -38,7 +38,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A checkpoint ``R_best.pth`` of a network that takes red for pet; returns the folder of all runs."""
     monkeypatch.setitem(NETWORKS, "ResNet34_UNet", Redness)
     config = RECIPES["default"]("ResNet34_UNet").to_dict() | {"image_size": 64}
-    state = {"format": 2, "config": config, "model": Redness().state_dict(), "data_path": "", "epoch": 1, "scores": {}}
+    state = {"format": 2, "config": config, "model": Redness().state_dict(), "data_path": "", "epoch": 0}
+    state |= {"scores": {}, "history": []}
     save_checkpoint(tmp_path / "runs" / "R" / "R_best.pth", state)
     return tmp_path / "runs"
 
