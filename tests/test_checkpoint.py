@@ -139,7 +139,7 @@ def put(value: object, *keys: str) -> Callable[[dict], object]:
             ("config", "augmentation"): (None, {"rotation": "much"}, {"nosuch": 1}),
             ("config", "state_dicts"): (["../../evil"],),
             ("model",): (None, [1, 2], {}, {"0.weight": torch.zeros(4, 3, 3, 3)}),
-            ("model", "0.weight"): (torch.zeros(4, 3, 3, 2), torch.zeros(4, 3, 3, 3).double(), 1.0, "x"),
+            ("model", "0.weight"): (torch.zeros(4, 3, 3, 2), torch.zeros(4, 3, 3, 3).to(torch.complex64), 1.0, "x"),
             ("model", "0.bias"): (torch.full((4,), float("nan")), torch.full((4,), float("inf"))),
             ("epoch",): (-1, 2, "1", 1.0, True, 10**30),
             ("history",): ({}, 1, [1], [{}], [ROW, ROW], [ROW | {"valid_dice": "0.9"}]),
