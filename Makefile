@@ -4,17 +4,19 @@ VENV ?= .venv
 MODEL ?= R
 ARGS ?=
 DRAWN = dataset/drawn-pets
+SMALL = dataset/oxford-iiit-pet-128
 
 BIN = $(VENV)/bin
 RUNTIME = $(VENV)/runtime-installed
 DEVELOPMENT = $(VENV)/development-installed
 
-.PHONY: help demo test test-all lint train evaluate inference
+.PHONY: help demo reproduce test test-all lint train evaluate inference
 
 help:
 	@echo "make demo                    draw 400 pets, train R on them, cut them out (8 minutes on 2 cores)"
 	@echo "make test, make lint         the test suite (4 minutes at most), the linter"
 	@echo "make test-all                the slow tests too"
+	@echo "make reproduce MODEL=R       download and shrink Oxford-IIIT Pet, train R for hours on a CPU, score it"
 	@echo "make train MODEL=R           train on Oxford-IIIT Pet; more flags in ARGS='--image_size 128 --epochs 12'"
 	@echo "make evaluate MODEL=R        score it on the validation split"
 	@echo "make inference MODEL=R       score it on test, write the masks"
@@ -47,6 +49,13 @@ test-all: $(DEVELOPMENT)
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(SMALL):
+	$(BIN)/python src/oxford_pet.py --download
+	$(BIN)/python tools/shrink_data.py dataset/oxford-iiit-pet $(SMALL) --size 128
+
+reproduce: $(DEVELOPMENT) | $(SMALL)
+	$(BIN)/python benchmarks/study.py --queue benchmarks/queue.txt --only cpu-$(MODEL)
 
 train evaluate inference: $(RUNTIME)
 	$(BIN)/python src/$@.py --model $(MODEL) $(ARGS)
