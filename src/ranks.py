@@ -30,8 +30,10 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     store, own_rank, count = next(dist.rendezvous("env://"))
-    # torchrun may keep the store when it starts the processes anew; what those before left in it leads nowhere.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # torchrun may keep the store when it starts the processes anew, and what those before left in it leads nowhere. (Of
+    # several machines, each counts its own restarts: see README for what they need.)
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     if rank():

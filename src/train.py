@@ -664,8 +664,8 @@ def draw_run(run: Run) -> None:
 
 def resume_after_restart(args: argparse.Namespace) -> None:
     """Have the processes that torchrun started anew, because one died, go on with the run, however it was started."""
-    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if is_restart and ranks.from_first(checkpoint_path(args.save_path, args.name, "last").is_file):
+    restarts = ranks.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts its own
+    if restarts and ranks.from_first(checkpoint_path(args.save_path, args.name, "last").is_file):
         args.resume, args.overwrite, args.init_from, args.load_model_epoch = True, False, None, None
 
 
