@@ -95,17 +95,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: not there (says what is), broken, or not a checkpoint of this project.
     """
     state = _read(path)
+    is_bare = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
+    version = state.get("format") if isinstance(state, dict) else None
+    if not is_bare and not (type(version) is int and version in (1, FORMAT)):
+        raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
     try:
-        if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if is_bare:
             loaded = recognise(path, state)
-        elif isinstance(state, dict) and type(state.get("format")) is int and state["format"] in (1, FORMAT):
-            loaded = _read_format_1(path, state) if state["format"] == 1 else _check_entries(path, state)
         else:
-            raise UserError(f"it has no entry `format` of {FORMAT}")
+            loaded = _read_format_1(path, state) if version == 1 else _check_entries(path, state)
         bad = [name for name, value in loaded["model"].items() if value.is_complex() or not value.isfinite().all()]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         what = f"it lacks the entry {error}" if isinstance(error, KeyError) else str(error)
-        what = " ".join(what.split())[:300]  # of whatever value is quoted there
+        what = " ".join(what.split())[:250]  # of whatever value is quoted there
         raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
     if bad:
         raise UserError(
