@@ -28,6 +28,7 @@ from PIL import Image
 from test_checkpoint import contents
 
 import images
+import train
 from checkpoint import load_checkpoint, provenance
 from cli import UserError
 from images import decode_image, decode_photo, decode_raw
@@ -377,7 +378,10 @@ def test_checkpoints_of_changed_entries(tiny_network: None, tmp_path: Path, coun
 
 
 @cases(10, 300)
-def test_training_states_of_changed_entries(run_train: Train, tmp_path: Path, count: int) -> None:
+def test_training_states_of_changed_entries(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(train, "render_page", lambda *_, **__: None)  # which takes longer than all the rest
     flags, path = ("--recipe", "lab2", "--name", "R"), tmp_path / "R" / "R_last.pth"
     run_train("--epochs", 1, *flags)
     data = path.read_bytes()
