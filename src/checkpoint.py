@@ -16,6 +16,7 @@ Two other kinds of file are read as weights alone: a bare state dict (its tensor
 format 1, which earlier versions of this project wrote.
 """
 
+import math
 import pickle
 import platform
 import subprocess
@@ -94,20 +95,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: not there (says what is), broken, or not a checkpoint of this project.
     """
     state = _read(path)
-    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
-        loaded = recognise(path, state)
-    elif isinstance(state, dict) and state.get("format") in (1, FORMAT):
-        try:
-            loaded = _read_format_1(path, state) if state["format"] == 1 else _check_entries(path, state)
-        except (KeyError, TypeError, AttributeError, UserError) as error:
-            what = f"it lacks the entry {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
-    else:
+    is_bare = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
+    version = state.get("format") if isinstance(state, dict) else None
+    if not is_bare and not (type(version) is int and version in (1, FORMAT)):
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
-    bad = [name for name, value in loaded["model"].items() if not value.isfinite().all()]
+    try:
+        if is_bare:
+            loaded = recognise(path, state)
+        else:
+            loaded = _read_format_1(path, state) if version == 1 else _check_entries(path, state)
+        bad = [name for name, value in loaded["model"].items() if value.is_complex() or not value.isfinite().all()]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
+        what = f"it lacks the entry {error}" if isinstance(error, KeyError) else str(error)
+        what = " ".join(what.split())[:250]  # of whatever value is quoted there
+        raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
     if bad:
         raise UserError(
-            f"{path} holds weights that are not finite, {bad[0]} first: its run diverged; take an earlier one"
+            f"{path} holds weights that are not finite numbers, {bad[0]} first: its run diverged; take an earlier one"
         )
     return loaded
 
@@ -119,6 +123,8 @@ def _read(path: Path) -> Any:
         UserError: not there (says what is), broken, or more than plain data.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file")
         if zipfile.is_zipfile(path):  # as everything that we write
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -139,7 +145,7 @@ def _read(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # of a damaged file, the readers' parsers raise errors of any type
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "it ends early"
+        reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else "it ends early"
         raise UserError(f"{path} is broken or no checkpoint ({reason})") from None
 
 
@@ -167,6 +173,10 @@ def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     check("epoch", is_possible and epochs in (0, state["epoch"]))
     check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
     check("data_path", isinstance(state["data_path"], str) and "\0" not in state["data_path"])
+    versions = state.get("versions") or {}
+    check("versions", isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values()))
+    for entry in ("commit", "command"):
+        check(entry, isinstance(state.get(entry), str | None))
     with torch.device("meta"):  # shapes without numbers
         expected = NETWORKS[config.network]().state_dict()
     if not have_equal_shapes(state["model"], expected):
@@ -179,7 +189,9 @@ def is_history_row(row: Any) -> bool:
     return (
         isinstance(row, dict)
         and row.keys() >= set(HISTORY_COLUMNS)
-        and all(isinstance(value, int | float) for value in row.values())
+        and all(isinstance(column, str) for column in row)
+        and all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in row.values())
+        and math.isfinite(row["seconds"])
     )
 
 
@@ -226,8 +238,7 @@ def recognise(path: Path, weights: dict[str, Tensor], **known: Any) -> dict[str,
             "history": [],
         }
     raise UserError(
-        f"{path} is not a checkpoint of this project: it holds {len(weights)} tensors, and their names and shapes are "
-        f"those of none of {', '.join(NETWORKS)}"
+        f"it holds {len(weights)} tensors, and their names and shapes are those of none of {', '.join(NETWORKS)}"
     )
 
 

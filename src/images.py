@@ -15,6 +15,7 @@ import numpy as np
 from cli import UserError, cpu_cores
 
 LARGEST_FILE = 2**29  # bytes of an image or a list
+LARGEST_PIXELS = 2**27  # of an image that OpenCV decodes; Pillow has its own limit, which is near
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # MPO is JPEG; no others: some run programs to decode
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".mpo", ".heic", ".heif"}
 
@@ -31,8 +32,9 @@ def decode_image(path: Path) -> np.ndarray:
         UserError: missing, truncated, or not an image.
     """
     data = read_bytes(path)
-    is_cmyk = b"Adobe" in data[:4096] and jpeg_components(data) == 4  # OpenCV ignores that Adobe inverts the channels
-    if is_complete(data) and not is_cmyk:
+    _, components = size_in_header(data)
+    is_cmyk = b"Adobe" in data[:4096] and components == 4  # OpenCV ignores that Adobe inverts the channels
+    if is_for_opencv(data) and not is_cmyk:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -51,7 +53,7 @@ def decode_raw(path: Path) -> np.ndarray:
         UserError: missing, truncated, or not an image.
     """
     data = read_bytes(path)
-    if is_complete(data):
+    if is_for_opencv(data):
         with suppress(cv2.error):
             values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if values is not None and values.ndim == 2 and values.dtype == np.uint8:  # OpenCV expands palettes to BGR
@@ -114,22 +116,33 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def is_complete(data: bytes) -> bool:
-    """Whether a JPEG or PNG has its end mark. OpenCV 4 fills what a truncated file lacks with grey, silently."""
+def is_for_opencv(data: bytes) -> bool:
+    """Whether a JPEG or PNG has its end mark and a sensible size.
+
+    OpenCV 4 fills what a truncated file lacks with grey, silently, at whatever size its header claims.
+    """
+    if not 0 < size_in_header(data)[0] <= LARGEST_PIXELS:
+        return False
     if data.startswith(b"\xff\xd8"):
         return data.rstrip(b"\0").endswith(b"\xff\xd9")
-    return data.startswith(b"\x89PNG") and b"IEND" in data[-16:]
+    at = 8  # a chunk that claims to go on behind the file's end would have OpenCV reserve gigabytes
+    while at + 12 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return at + 12 <= len(data)
 
 
-def jpeg_components(data: bytes) -> int:
-    """The number of a JPEG's colour components, by its frame header (ITU T.81, B.2.2); 0 if there is none."""
+def size_in_header(data: bytes) -> tuple[int, int]:
+    """The number of a PNG's or a JPEG's pixels, and of a JPEG's colour components (ITU T.81, B.2.2); 0 if unknown."""
+    if data.startswith(b"\x89PNG"):
+        return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big"), 0
     at = 2
     while data.startswith(b"\xff\xd8") and at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 9]
+            height, width, components = struct.unpack(">HHB", data[at + 5 : at + 10])
+            return height * width, components
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+    return 0, 0
 
 
 def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray:
@@ -143,7 +156,9 @@ def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray
             return np.array(image if mode is None else image.convert(mode))
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise UserError(f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
         reason = str(error).split(" (")[0]  # without Pillow's count of bytes: the same for all files broken alike
         raise UserError(f"{path} is broken: {reason}") from error
 

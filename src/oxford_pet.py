@@ -72,7 +72,7 @@ def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
     """
     path = root / "annotations" / f"{list_name}.txt"
     try:
-        lines = read_bytes(path).decode().split("\n")
+        lines = read_bytes(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a list in UTF-8: {error}") from error
     found: dict[str, list[str]] = {}
@@ -90,7 +90,7 @@ def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
 
 def is_plain_name(name: str) -> bool:
     """Whether ``name``, with an ending behind it, can only be a visible file of the folder that it is put in."""
-    return not (re.search(r"[/\\:\x00-\x1f\x7f]", name) or name.startswith(".") or len(name.encode()) > 200)
+    return not (re.search(r"[/\\:\x00-\x1f\x7f-\x9f\ufeff]", name) or name.startswith(".") or len(name.encode()) > 200)
 
 
 def read_list(root: Path, list_name: str) -> list[str]:

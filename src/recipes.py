@@ -173,9 +173,8 @@ def _is_number(value: Any, lowest: float, highest: float, whole: bool = False) -
 
 
 def _is_stage(pair: Any) -> bool:
-    return (
-        isinstance(pair, tuple | list) and len(pair) == 2 and _is_number(pair[0], 0.0, 1.0) and pair[1] in (1, 2, 4, 8)
-    )
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    return is_pair and _is_number(pair[0], 0.0, 1.0) and _is_number(pair[1], 1, 8, whole=True) and 8 % pair[1] == 0
 
 
 def _is_colour(value: Any, lowest: float) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import ranks
 from atomic import atomic_write, locked, remove_leftovers
-from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
 from cli import (
     DATASET,
     PRECISIONS,
@@ -471,8 +471,8 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
     if args.resume:
         try:
             resume(run, start["training"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-            reason = str(error).splitlines()[0] or type(error).__name__
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{run.path('last')} is damaged; its training state cannot be resumed: {reason}") from error
         return
     state.model.load_state_dict(start["model"])
@@ -490,7 +490,7 @@ def resume(run: Run, training: dict[str, Any]) -> None:
 
     Raises:
         UserError: the data is not what the run trained on, or the weights are not finite.
-        KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError: the state is damaged.
+        KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError: the state is damaged.
     """
     state = run.state
     if run.fingerprints != training["fingerprints"]:
@@ -498,16 +498,30 @@ def resume(run: Run, training: dict[str, Any]) -> None:
             f"{state.train.root} holds other data than the run trained on, here {len(state.train)} training and "
             f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
         )
+    if not have_equal_shapes(training["model"], state.model.state_dict()):
+        raise ValueError("its weights are not those of the network")
     state.model.load_state_dict(training["model"])
-    state.optimizer.load_state_dict(training["optimizer"])
+    fresh = state.optimizer.state_dict()["param_groups"]  # the config decides
+    state.optimizer.load_state_dict({"state": training["optimizer"]["state"], "param_groups": fresh})
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    names = {"momentum_buffer"} if state.config.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+    if state.optimizer.state and state.optimizer.state.keys() != set(parameters):
+        raise ValueError("the optimizer's state is not that of all weights")
     for parameter, kept in state.optimizer.state.items():
-        if any(value.ndim and value.shape != parameter.shape for value in kept.values()):
+        shapes = {name: torch.Size() if name == "step" else parameter.shape for name in names}
+        if {name: value.shape for name, value in kept.items()} != shapes:
             raise ValueError("the optimizer's tensors have other shapes than the weights")
+        if not all(value.layout == torch.strided and value.isfinite().all() for value in kept.values()):
+            raise ValueError("the optimizer's tensors are not finite")
     state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], float(training["seconds"])
     if not (type(state.step) is type(state.ema_step) is int and 0 <= state.step <= state.steps_per_epoch):
         raise ValueError(f"its step cannot be {state.step!r}")
+    if not 0 <= state.ema_step <= state.global_step:
+        raise ValueError(f"its ema_step cannot be {state.ema_step!r}")
     state.loss_sum.copy_(training["loss_sum"])
     run.best_dice = float(training["best_dice"])
+    if not all(map(math.isfinite, (state.seconds, state.loss_sum, run.best_dice))):
+        raise ValueError("its seconds, loss_sum and best_dice are not all finite")
     check_finite(state)
 
 
