@@ -1,6 +1,6 @@
 """Damaged and hostile files, drawn at random: each is read as documented, or refused in one line.
 
-``make test`` draws a few of each kind, ``make test-all`` 10,000 and more; the same ones each time.
+``make test`` draws a few of each kind, ``make test-all`` 11,100; the same ones each time.
 """
 
 import copy
@@ -206,7 +206,7 @@ WORDS = st.one_of(
 SEPARATORS = st.sampled_from((" ", " 1 1 1\n", "\n", "\r\n", "\r", "\t", "\0", "\u2028", "\n#", "\n\n", "\x0b"))
 
 
-@cases(50, 2500)
+@cases(20, 1000)
 def test_lists(tmp_path: Path, count: int) -> None:
     (tmp_path / "annotations" / "trimaps").mkdir(parents=True)
     (tmp_path / "images").mkdir()
@@ -377,7 +377,7 @@ def test_checkpoints_of_changed_entries(tiny_network: None, tmp_path: Path, coun
     print(outcomes.most_common())
 
 
-@cases(10, 300)
+@cases(5, 100)
 def test_training_states_of_changed_entries(
     run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
