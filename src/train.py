@@ -58,7 +58,7 @@ from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import RECIPES, Config
-from report import changed_from_default, curves, draw_curves, read_history, render_page, write_history
+from report import curves, draw_curves, read_history, render_page, training_facts, write_history
 from trimap import BOUNDARIES, target_and_weight
 
 SCORING_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
@@ -624,22 +624,17 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
 
 def write_page(run: Run) -> None:
     """Write ``<name>_report.html``: how far the run is, its curves, and where it comes from."""
-    config, state, provenance = run.config, run.state, run.provenance
+    config, state = run.config, run.state
     done = "Finished after" if run.is_finished else "After"
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     render_page(
         run.folder / f"{run.name}_report.html",
         f"{run.name}, training",
         lead=f"{done} {state.epoch} of {plural(config.epochs, 'epoch')}: best validation Dice {run.best_dice:.4f}.",
-        facts={
-            "network": config.network,
-            "recipe": changed_from_default(config),
-            "seed": str(config.seed),
+        facts=training_facts(config, run.provenance)
+        | {
             "data": f"{run.data_path}, fingerprints {' and '.join(run.fingerprints)} (training, validation)",
             "device": f"{machine()}; {describe(state.device, state.precision)}",
             "training steps": format_duration(sum(row["seconds"] for row in run.history)),
-            "command": provenance["command"],
-            "versions": f"{versions}; commit {provenance['commit']}",
         },
         curves=curves({run.name: run.history}),
         is_live=not run.is_finished,

@@ -178,6 +178,8 @@ def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
     for end, factor in (("low", -1.96), ("mean", 0), ("high", 1.96)):
         assert gain[end] == pytest.approx((a - b).mean() + factor * error, abs=0.2 * error if factor else 1e-9)
     assert [difference(*pair)["called"] for pair in ((a, b), (b, a), (a, a))] == ["above", "below", "none"]
+    few = np.full(6, 0.5)  # 5 images, though all better, happen by chance in 6%
+    assert [difference(few[:n] + 0.1, few[:n])["called"] for n in (1, 5, 6)] == ["none", "none", "above"]
 
 
 def test_intervals_under_each_convention_are_those_of_its_images_and_of_their_pixels() -> None:
@@ -223,10 +225,8 @@ def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
         p, t = ({pixel for pixel in pixels if pixel[0] == index} for pixels in (pred, target))
         assert dice == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
         assert iou == pytest.approx(len(p & t) / len(p | t))
-    over_the_set = 2 * len(pred & target) / (len(pred) + len(target)), len(pred & target) / len(pred | target)
-    assert evaluate.over_the_set(scores.intersection, scores.areas) == pytest.approx(over_the_set)
     assert np.flatnonzero(scores.empty_target).tolist() == empty
-    assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
+    assert scores.dice.dtype == np.float64
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -263,7 +263,11 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
                 values = report["conventions"][boundary][size][score]
                 assert values["mean"] == pytest.approx(other[score + suffix])
                 assert values["low"] < values["mean"] < values["high"]
+                if not score.endswith("_set"):
+                    each = [row[score + suffix] for row in other["per_image"]]
+                    assert values["mean"] == pytest.approx(np.mean(each))
     assert {row["species"] for row in report["per_image"]} == {"cat", "dog"}
+    assert Path(report["data_path"]).is_absolute()  # compare.py may be started elsewhere
     out = capsys.readouterr().out
     assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
     assert f"over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}" in out
