@@ -672,11 +672,18 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--compile takes one process only")
     if not args.seeds:
         train_run(args, device)
-    for seed in args.seeds or ():
+    for seed in dict.fromkeys(args.seeds or ()):
         one = argparse.Namespace(**vars(args) | {"seed": seed, "name": f"{args.name}-seed{seed}"})
         paths = [checkpoint_path(one.save_path, one.name, which) for which in ("final", "last")]
         final, last = ranks.from_first(lambda paths=paths: [path.is_file() for path in paths])
         if final and not args.overwrite:
+            config = load_checkpoint(paths[0])["config"]
+            for key, value in vars(one).items():
+                if value is not None and (trained := getattr(config, key, value)) != value:
+                    raise UserError(
+                        f"{one.name} is finished, with --{key} {trained} and not {value}; to train others beside it: "
+                        "--name NAME, to replace it: --overwrite"
+                    )
             print(f"{one.name} is finished")
             continue
         if last and not args.overwrite:
