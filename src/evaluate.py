@@ -30,7 +30,7 @@ from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint, provenance
 from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, machine, run_script
 from models import network_names
-from oxford_pet import Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
+from oxford_pet import MODES, Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
 from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
 from trimap import BOUNDARIES, decode_trimap, target_and_weight
@@ -487,29 +487,16 @@ def score_checkpoint(
 def add_scoring_options(parser: ArgumentParser) -> None:
     """The flags that ``evaluate.py`` and ``inference.py`` share."""
     parser.add_run_options(network_names(), RECIPES, files=True)
-    parser.add_argument(
-        "--load_model_epoch",
-        type=cli.which_checkpoint,
-        metavar="best|last|final|N",
-        help="which checkpoint of the run (default: best)",
+    add, bare = parser.add_argument, f"as in training; {Config.image_size} for a bare state dict"
+    which = "which checkpoint of the run (default: best)"
+    add("--load_model_epoch", type=cli.which_checkpoint, metavar="best|last|final|N", help=which)
+    add(
+        "--image_size", type=cli.image_size, help=f"pixels of the network's input in height and width (default: {bare})"
     )
-    parser.add_argument(
-        "--image_size",
-        type=cli.image_size,
-        help="pixels of the network's input in height and width (default: as in training; "
-        f"{Config.image_size} for a bare state dict)",
-    )
-    parser.add_argument(
-        "--data_path", type=cli.existing_path, help="the data set's folder (default: that of the training)"
-    )
-    parser.add_argument(
-        "--batch_size", type=cli.positive_int, default=32, help="images; changes speed and memory, not the score"
-    )
-    parser.add_argument(
-        "--flip_average",
-        action="store_true",
-        help="test-time augmentation: average the logits with those of the flipped image",
-    )
+    add("--data_path", type=cli.existing_path, help="the data set's folder (default: that of the training)")
+    add("--batch_size", type=cli.positive_int, default=32, help="images; changes speed and memory, not the score")
+    flip = "test-time augmentation: average the logits with those of the flipped image"
+    add("--flip_average", action="store_true", help=flip)
 
 
 def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -524,12 +511,7 @@ def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argpar
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Score a checkpoint.")
     add_scoring_options(parser)
-    parser.add_argument(
-        "--split",
-        choices=("train", "valid", "test"),
-        default="valid",
-        help="which images; use test once, at the end",
-    )
+    parser.add_argument("--split", choices=MODES, default="valid", help="which images; use test once, at the end")
     return parse_scoring_args(parser, argv)
 
 

@@ -132,14 +132,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
-    group = parser.add_argument_group("photos", "cut the pet out of photos of your own; no data set is needed")
-    add = group.add_argument
-    add(
-        "--input",
-        nargs="+",
-        metavar="PHOTO",
-        help="files, folders, patterns, or - for standard input to standard output",
-    )
+    add = parser.add_argument_group(
+        "photos", "cut the pet out of photos of your own; no data set is needed"
+    ).add_argument
+    add("--input", nargs="+", metavar="PHOTO", help="files, folders, patterns, or - for standard input and output")
     add("--write", default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
     add("--recursive", action="store_true", help="take the folders below a folder too")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
@@ -147,8 +143,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--pixel_limit", type=cli.positive_float, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
     args = parse_scoring_args(parser, argv)
-    other = TEST_FLAGS if args.input else PHOTO_FLAGS
-    for flag in other:
+    for flag in TEST_FLAGS if args.input else PHOTO_FLAGS:
         if getattr(args, flag) != parser.get_default(flag):
             parser.error(f"--{flag} goes {'without' if args.input else 'with'} --input only")
     args.write = tuple(dict.fromkeys(args.write.split(",")))
@@ -201,8 +196,9 @@ def main(argv: list[str] | None = None) -> None:
         remove_leftovers(output, "")
         report = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
         sheet = write_contact_sheet(output, report)
-        what = f"{plural(report['images'], 'mask')}{'' if args.masks_only else ' and overlays'}"
-        print(f"wrote {what} to {output} in {time.monotonic() - started:.1f} s; the contact sheet is {sheet}")
+        what = "masks" if args.masks_only else "masks and overlays"
+        seconds = time.monotonic() - started
+        print(f"wrote {report['images']} {what} to {output} in {seconds:.1f} s; the contact sheet is {sheet}")
         if thumbnails:
             started = time.monotonic()
             page = write_page(output, report, thumbnails, requested_checkpoint(args).parent)

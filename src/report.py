@@ -75,28 +75,22 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     for column, (title, history) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in history]
         marker = "o" if len(epochs) < 3 else None
-        losses, dice = axes[0, column], axes[1, column]
-        losses.plot(epochs, [row["train_loss"] for row in history], label="training", marker=marker)
-        losses.plot(epochs, [row["valid_loss"] for row in history], label="validation", marker=marker)
-        if any("train_dice" in row for row in history):
-            train_dice = [row.get("train_dice", float("nan")) for row in history]
-            dice.plot(epochs, train_dice, "C0", label="training", marker=marker)
-        dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="validation", marker=marker)
+        losses, dice = axes[:, column]
+        for axis, kind in ((losses, "loss"), (dice, "dice")):
+            for part, label, colour in (("train", "training", "C0"), ("valid", "validation", "C1")):
+                values = [row.get(f"{part}_{kind}", np.nan) for row in history]
+                if not np.isnan(values).all():
+                    axis.plot(epochs, values, colour, label=label, marker=marker)
+            axis.grid(alpha=0.3)
         best = max(history, key=lambda row: row["valid_dice"])
-        dice.annotate(
-            f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}",
-            (0.98, 0.04),
-            xycoords="axes fraction",
-            ha="right",
-        )
+        text = f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}"
+        dice.annotate(text, (0.98, 0.04), xycoords="axes fraction", ha="right")
         dice.plot(best["epoch"], best["valid_dice"], "C1o")
         losses.set_title(title)
         losses.legend()
         dice.legend(loc="center right")
         dice.set_xlabel("epoch")
         dice.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axis in (losses, dice):
-            axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("Dice")
     with atomic_write(path) as file:
@@ -270,16 +264,13 @@ def versions_of(source: dict[str, Any]) -> str:
 def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     """The page's charts: Dice, and loss, over the epochs; a line for each run and column, as (epoch, value) points."""
     charts = []
-    for title, columns in (
-        ("Dice", {"valid_dice": "validation", "train_dice": "training"}),
-        ("Loss", {"valid_loss": "validation", "train_loss": "training"}),
-    ):
+    parts = {"valid": "validation", "train": "training"} if len(runs) == 1 else {"valid": None}
+    for title in ("Dice", "Loss"):
         lines = {}
-        for name, history in runs.items():
-            for column, label in columns.items():
-                points = [(row["epoch"], row[column]) for row in history if np.isfinite(row.get(column, np.nan))]
-                if points and (len(runs) == 1 or column.startswith("valid")):
-                    lines[label if len(runs) == 1 else name] = points
+        for (name, history), (part, label) in itertools.product(runs.items(), parts.items()):
+            points = [(row["epoch"], row.get(f"{part}_{title.lower()}", np.nan)) for row in history]
+            if points := [point for point in points if np.isfinite(point[1])]:
+                lines[label or name] = points
         if lines:
             charts.append({"title": title, "lines": lines})
     return charts
