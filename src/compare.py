@@ -17,20 +17,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from atomic import atomic_write
 from cli import OUTPUTS, SAVED_MODELS, ArgumentParser, UserError, plural, run_script, shell
-from evaluate import RESAMPLES, dice_and_iou, difference, estimate, overlaps_by_convention
-from images import decode_image, in_threads
-from oxford_pet import MODES, image_path, trimap_path
-from report import curves, gallery, gallery_entry, read_history, render_page, scale_of, thumbnail
-from trimap import BOUNDARIES, decode_trimap
+from evaluate import RESAMPLES, dice_and_iou, difference, estimate, overlap
+from images import in_threads
+from oxford_pet import MODES
+from report import curves, gallery_entry, read_history, read_prediction, render_page, thumbnail
+from trimap import target_and_weight
 
 MUST_AGREE = ("split", "boundary", "image_size", "flip_average", "fingerprint")
 IMAGES = 60  # in the page
 
 Systems = dict[str, list[dict[str, Any]]]  # what is compared: the score files of its runs, one a seed
+
+
+def system_of(name: str) -> str:
+    return re.sub(r"-seed\d+$", "", name)
+
+
+def runs_of(args: argparse.Namespace, typed: str) -> list[str]:
+    """The run of this name or, where there is none, its seeds ``<typed>-seed0``, ``<typed>-seed1``, ...
+
+    Raises:
+        UserError: there are neither.
+    """
+    runs = [path.name for path in args.save_path.glob("[!.]*") if path.is_dir()]
+    seeds = [name for name in runs if name != typed and system_of(name) == typed]
+    if typed not in runs and not seeds:
+        raise UserError(f"no run {typed} in {args.save_path}; there are {', '.join(sorted(runs)) or 'none'}")
+    return [typed] if typed in runs else sorted(seeds, key=lambda name: (len(name), name))
 
 
 def read_scores(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -40,14 +56,15 @@ def read_scores(args: argparse.Namespace, name: str) -> dict[str, Any]:
         UserError: there is none, or one of an earlier version; the message has the command that writes it.
     """
     path = args.save_path / name / f"{name}_{args.split}_scores.json"
-    where = () if args.save_path == SAVED_MODELS else ("--save_path", args.save_path)
-    command = shell("python", "src/evaluate.py", "--name", name, "--split", args.split, *where)
     try:
         report = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"no scores {path} ({error}); to write them: {command}") from None
-    if "conventions" not in report:
-        raise UserError(f"{path} is of an earlier version; to write it again: {command}")
+        if "conventions" not in report:
+            raise ValueError("it is of an earlier version")
+    except (OSError, ValueError, TypeError) as error:
+        where = () if args.save_path == SAVED_MODELS else ("--save_path", args.save_path)
+        command = shell("python", "src/evaluate.py", "--name", name, "--split", args.split, *where)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"no scores {path} ({reason}); to write them: {command}") from None
     return report
 
 
@@ -55,26 +72,30 @@ def read_systems(args: argparse.Namespace) -> Systems:
     """The score files of the named runs; ``R-seed0``, ``R-seed1``, ... are seeds of ``R``, which means all of them.
 
     Raises:
-        UserError: a score file is not there, or two are of different data, split, boundary or resolution.
+        UserError: a score file is not there, two are of different data, split, boundary or resolution, or the seeds of
+            a system differ in more than the seed.
     """
+    names = dict.fromkeys(name for typed in args.names for name in runs_of(args, typed))  # each once
+    if len(names) < 2:
+        raise UserError(f"it takes two runs, or one with seeds, and here is {', '.join(names)} alone")
+    reports = [read_scores(args, name) for name in names]
+    first, *others = reports
+    for other, key in itertools.product(others, MUST_AGREE):
+        if other[key] != first[key]:
+            what = "data (fingerprint)" if key == "fingerprint" else key.replace("_", " ")
+            raise UserError(
+                f"{first['name']} and {other['name']} cannot be compared: {what} {first[key]} and {other[key]}"
+            )
     systems: Systems = {}
-    for typed in dict.fromkeys(args.names):
-        seeds = sorted(path.name for path in args.save_path.glob("*-seed*") if system_of(path.name) == typed)
-        for name in [typed] if (args.save_path / typed).is_dir() or not seeds else seeds:
-            systems.setdefault(system_of(name), []).append(read_scores(args, name))
-    first, *others = itertools.chain(*systems.values())
-    for other in others:
-        for key in MUST_AGREE:
-            if other[key] != first[key]:
-                what = "data (fingerprint)" if key == "fingerprint" else key.replace("_", " ")
-                raise UserError(
-                    f"{first['name']} and {other['name']} cannot be compared: {what} {first[key]} and {other[key]}"
-                )
+    for report in reports:
+        systems.setdefault(system_of(report["name"]), []).append(report)
+    for system, runs in systems.items():
+        for a, b in itertools.combinations(runs, 2):
+            differing = [key for key, value in a["config"].items() if value != b["config"].get(key)]
+            if differing != ["seed"]:
+                what = f"in {', '.join(differing)}" if differing else "in nothing"
+                raise UserError(f"{a['name']} and {b['name']} cannot be two seeds of {system}: they differ {what}")
     return systems
-
-
-def system_of(name: str) -> str:
-    return re.sub(r"-seed\d+$", "", name)
 
 
 def dice_of(runs: list[dict[str, Any]]) -> np.ndarray:
@@ -106,19 +127,22 @@ def tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
         [system, len(row["runs"]), "-" if row["std"] is None else f"{row['std']:.4f}", row["iou"], row["dice"]]
         for system, row in result["systems"].items()
     ]
-    pairs = [[f"{pair['a']} less {pair['b']}", pair["called"], pair] for pair in result["pairs"]]
-    mean_note = f"With 95% intervals: percentile bootstrap over the images, {RESAMPLES:,} resamples, seed 0."
-    pair_note = (
-        "Of each image's mean over the seeds. None: the interval includes 0. It says what other images could have "
-        "changed, not what other seeds could."
-    )
-    zero = {"low": 0.0, "high": 0.0}
-    means = {"title": "Mean Dice", "note": mean_note, "head": ["system", "seeds", "std over seeds", "IoU", "Dice"]}
-    paired = {"title": "Paired differences", "note": pair_note, "head": ["pair", "called", "difference of Dice"]}
-    return [
-        means | {"rows": rows, "scale": scale_of(rows)},
-        paired | {"rows": pairs, "scale": scale_of([*pairs, [zero]])},
-    ]
+    means = {
+        "title": "Mean Dice",
+        "note": f"With 95% intervals: percentile bootstrap over the images, {RESAMPLES:,} resamples, seed 0.",
+        "head": ["system", "seeds", "std over seeds", "IoU", "Dice"],
+        "rows": rows,
+        "axis": [],
+    }
+    pairs = {
+        "title": "Paired differences",
+        "note": "Of each image's mean over the seeds. None: the interval includes 0. It says what other images could "
+        "have changed, not what other seeds could.",
+        "head": ["pair", "called", "difference of Dice"],
+        "rows": [[f"{pair['a']} less {pair['b']}", pair["called"], pair] for pair in result["pairs"]],
+        "axis": [0],
+    }
+    return [means, pairs] if pairs["rows"] else [means]
 
 
 def as_text(tables: list[dict[str, Any]]) -> str:
@@ -126,8 +150,8 @@ def as_text(tables: list[dict[str, Any]]) -> str:
     for table in tables:
         cells = [table["head"]]
         for row in table["rows"]:
-            short = [f"{value:.4f}" if isinstance(value, float) else value for value in row[:-1]]
-            cells.append([*map(str, short), "{mean:.4f} ({low:.4f} to {high:.4f})".format(**row[-1])])
+            short = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row[:-1]]
+            cells.append([*short, "{mean:.4f} ({low:.4f} to {high:.4f})".format(**row[-1])])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += [f"{table['title']}. {table['note']}"]
         lines += ["  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)) for row in cells]
@@ -136,40 +160,43 @@ def as_text(tables: list[dict[str, Any]]) -> str:
 
 def draw_predictions(report: dict[str, Any], indices: np.ndarray) -> list[dict[str, Any]] | None:
     """Thumbnails of a run's predictions, by the masks that ``inference.py`` wrote; None, and a note, without them."""
-    root, boundary = Path(report["data_path"]), BOUNDARIES.index(report["boundary"])
 
     def draw(index: int) -> dict[str, Any]:
-        row = report["per_image"][index]
-        path = OUTPUTS / report["name"] / f"{row['name']}_mask.png"
-        with Image.open(path) as file:
-            mask = np.asarray(file) > 0
-        trimap = decode_trimap(trimap_path(root, row["name"]))
-        overlaps = overlaps_by_convention(*(torch.from_numpy(array)[None, None] for array in (mask, trimap)))
-        if abs(dice_and_iou(*overlaps[0, boundary])[0].item() - row["dice_original"]) > 1e-6:
-            raise UserError(f"{path} is another prediction than was scored")
-        return thumbnail(decode_image(image_path(root, row["name"])), trimap, mask, 320)
+        row, folder = report["per_image"][index], OUTPUTS / report["name"]
+        image, trimap, mask = read_prediction(folder, Path(report["data_path"]), row["name"])
+        pred, pixels = (torch.from_numpy(array)[None] for array in (mask, trimap))
+        if pred.shape != pixels.shape or not np.isclose(
+            dice_and_iou(*overlap(pred, *target_and_weight(pixels, report["boundary"])))[0].item(), row["dice_original"]
+        ):
+            raise UserError(f"{folder} holds another prediction of {row['name']} than was scored")
+        return thumbnail(image, trimap, mask, 320)
 
     try:
         return list(in_threads(draw, indices))
-    except (OSError, UserError) as error:
+    except UserError as error:
         print(f"note: the page does not show {report['name']}'s masks ({error}); src/inference.py writes them")
         return None
 
 
 def gallery_of(systems: Systems) -> dict[str, Any] | None:
     """The images on which the systems differ most, with the predictions of each one's first run."""
-    dice = np.array([dice_of(runs) for runs in systems.values()])  # (systems, n)
-    chosen = np.argsort(dice.min(0) - dice.max(0), kind="stable")[:IMAGES]
-    drawn = {number: draw_predictions(runs[0], chosen) for number, runs in enumerate(systems.values())}
-    shown = [number for number, images in drawn.items() if images]
-    rows, names = next(iter(systems.values()))[0]["per_image"], list(systems)
+    first = next(iter(systems.values()))[0]
+    if first["split"] != "test":  # whose masks alone are written
+        return None
+    dice = {system: dice_of(runs) for system, runs in systems.items()}
+    chosen = np.argsort(-np.ptp(list(dice.values()), axis=0), kind="stable")[:IMAGES]
+    drawn = {system: draw_predictions(runs[0], chosen) for system, runs in systems.items()}
+    shown = [system for system, images in drawn.items() if images]
     entries = [
-        gallery_entry(rows[index], [drawn[number][place] for number in shown], dice[shown, index].tolist())
+        gallery_entry(
+            first["per_image"][index],
+            [drawn[system][place] for system in shown],
+            [float(dice[system][index]) for system in shown],
+        )
         for place, index in enumerate(chosen)
         if shown
     ]
-    boundary = next(iter(systems.values()))[0]["boundary"]
-    return gallery(boundary, [names[number] for number in shown], entries) if shown else None
+    return {"boundary": first["boundary"], "runs": shown, "entries": entries} if shown else None
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -179,17 +206,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=MODES, default="test", help="whose scores")
     parser.add_argument("--save_path", type=cli.existing_path, default=SAVED_MODELS, help="folder of all runs")
-    args = parser.parse_args(argv)
-    if len(set(args.names)) < 2 and not list(args.save_path.glob(f"{args.names[0]}-seed*")):
-        parser.error("it takes two runs, or one with seeds")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     systems = read_systems(args)
     result = compare(systems)
-    tables = [table for table in tables_of(result) if table["rows"]]
+    tables = tables_of(result)
     first = next(iter(systems.values()))[0]
     lead = (
         f"Dice of {plural(first['images'], 'image')} of the {args.split} split at {first['image_size']}x"

@@ -30,7 +30,7 @@ from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint, provenance
 from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, machine, run_script
 from models import network_names
-from oxford_pet import Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
+from oxford_pet import MODES, Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
 from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
 from trimap import BOUNDARIES, decode_trimap, target_and_weight
@@ -66,12 +66,6 @@ def dice_and_iou(intersection: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(empty, 1.0, 2 * intersection / areas), torch.where(
         empty, 1.0, intersection / (areas - intersection)
     )
-
-
-def over_the_set(intersection: np.ndarray, areas: np.ndarray) -> tuple[float, float]:
-    """Dice and IoU of the pixels of all images together, from (n,) of what ``overlap`` returns."""
-    dice, iou = dice_and_iou(torch.tensor(intersection.sum()), torch.tensor(areas.sum()))
-    return dice.item(), iou.item()
 
 
 def dice_score(pred_mask: Tensor, gt_mask: Tensor) -> Tensor:
@@ -152,11 +146,12 @@ def estimate(values: np.ndarray) -> dict[str, float]:
 def difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """``estimate`` of a - b, (n,) scores of the same images each, and as ``called`` what it amounts to.
 
-    That is ``none`` where the interval includes 0, else ``above`` or ``below``.
+    That is ``none`` where the interval includes 0, or of fewer than 6 images, of which even differences of one sign
+    are found by chance in over 5% (2 / 2^n, the sign test); else ``above`` or ``below``.
     """
     gain = estimate(a - b)
-    called = "none" if gain["low"] <= 0 <= gain["high"] else "above" if gain["mean"] > 0 else "below"
-    return {**gain, "called": called}
+    is_none = len(a) < 6 or gain["low"] <= 0 <= gain["high"]
+    return {**gain, "called": "none" if is_none else "above" if gain["mean"] > 0 else "below"}
 
 
 def estimate_conventions(overlaps: np.ndarray) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -194,12 +189,8 @@ def estimate_conventions(overlaps: np.ndarray) -> dict[str, dict[str, dict[str, 
 class Scores:
     """One entry an image, in the split's order; float64 unless said."""
 
-    names: list[str]
-    boundary: str
     dice: np.ndarray  # (n,)
     iou: np.ndarray  # (n,)
-    intersection: np.ndarray  # (n,) pixels
-    areas: np.ndarray  # (n,) pixels of prediction and target together
     empty_target: np.ndarray  # (n,) bool: no pixel of the target is pet
     loss: float  # mean over the images; NaN without a criterion
 
@@ -221,7 +212,7 @@ def evaluate(
 
     Of several ranks, each scores a part of the batches, and all return all scores.
     """
-    results = [torch.empty((6, 0), device=predictor.device)]
+    results = [torch.empty((4, 0), device=predictor.device)]
     starts = range(0, len(split), batch_size)[ranks.rank() :: ranks.world()]
     order = [index for start in starts for index in range(len(split))[start : start + batch_size]]
     batches = split.batches(torch.tensor(order, dtype=torch.long), batch_size, predictor.device)
@@ -233,15 +224,15 @@ def evaluate(
         intersection, areas = overlap(logits > 0, target, weight)
         loss = criterion(logits, target, weight) if criterion else torch.full_like(areas[0], float("nan"))
         empty = ~target.flatten(1).any(1)
-        columns = (*dice_and_iou(intersection, areas), intersection, areas, empty.to(areas.dtype))
+        columns = (*dice_and_iou(intersection, areas), empty.to(areas.dtype))
         results.append(torch.stack((*columns, loss.to(areas.dtype).expand_as(areas))))
         if on_batch:
             on_batch(start, logits)
-    scores = np.empty((6, len(split)))
+    scores = np.empty((4, len(split)))
     for indices, values in ranks.gather((order, torch.cat(results, dim=1).cpu().numpy())):  # one transfer
         scores[:, indices] = values
-    *columns, empty, loss = scores
-    return Scores(split.names, boundary, *columns, empty.astype(bool), float(loss.mean()))
+    dice, iou, empty, loss = scores
+    return Scores(dice, iou, empty.astype(bool), float(loss.mean()))
 
 
 def overlaps_by_convention(pred: Tensor, trimaps: Tensor) -> Tensor:
@@ -291,14 +282,14 @@ def score_split(
     split: Split,
     batch_size: int,
     on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
-) -> tuple[Scores, list[dict[str, float]], np.ndarray]:
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Score a split at the model's size and, by threads beside the device's work, each image at its own size.
 
     Args:
         on_sample: called from those threads with an image's file, the logits, (S, S) float32, and its trimap, (H, W).
 
     Returns:
-        The scores at the model's size; those of each image at its own; (n, 2, 3, 2) for ``estimate_conventions``.
+        Each image's name and scores, as the score file holds them; (n, 2, 3, 2) for ``estimate_conventions``.
     """
     boundary = predictor.config.boundary
 
@@ -323,24 +314,17 @@ def score_split(
 
         scores = evaluate(predictor, split, boundary, batch_size, on_batch=on_batch)
         own_size += [future.result() for future in pending]
-    rows, at_own_size = zip(*own_size, strict=True)
-    return scores, list(rows), np.stack((torch.cat(at_model_size).numpy(), np.stack(at_own_size)), 1)
+    rows = [
+        {"name": name, "dice": float(dice), "iou": float(iou), "empty_target": bool(empty), **own}
+        for name, dice, iou, empty, (own, _) in zip(
+            split.names, scores.dice, scores.iou, scores.empty_target, own_size, strict=True
+        )
+    ]
+    at_own_size = np.stack([overlaps for _, overlaps in own_size])
+    return rows, np.stack((torch.cat(at_model_size).numpy(), at_own_size), 1)
 
 
 # ---------------------------------------------------------------------------------------------- a checkpoint
-
-
-@dataclass
-class Subject:
-    """A checkpoint that is scored."""
-
-    name: str  # of its run
-    path: Path
-    epoch: int | None  # None for a bare state dict
-    predictor: Predictor
-    root: Path  # of the data
-    trained: dict[str, Any]  # the training's versions, commit, command, history
-    variant: str  # what differs from scoring the run's best checkpoint as it was trained, in the score file's name
 
 
 def requested_checkpoint(args: argparse.Namespace) -> Path:
@@ -350,11 +334,11 @@ def requested_checkpoint(args: argparse.Namespace) -> Path:
     return checkpoint_path(args.save_path, args.name, args.load_model_epoch or "best")
 
 
-def open_checkpoint(args: argparse.Namespace) -> Subject:
-    """Load what the flags of ``evaluate.py`` or ``inference.py`` name.
+def open_checkpoint(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Load what the flags of ``evaluate.py`` or ``inference.py`` name: its file, and what ``load_checkpoint`` returns.
 
     Raises:
-        UserError: not there, of another recipe or network than the flags say, or its data is not there.
+        UserError: not there, or of another recipe or network than the flags say.
     """
     path = requested_checkpoint(args)
     state = load_checkpoint(path)
@@ -363,8 +347,12 @@ def open_checkpoint(args: argparse.Namespace) -> Subject:
         raise UserError(f"{path} was trained by the recipe {config.recipe}, not by --recipe {args.recipe}")
     if args.model and config.network not in (args.model, RECIPES.get(config.recipe, Config)(args.model).network):
         raise UserError(f"{path} holds the network {config.network}, not what --model {args.model} stands for")
-    predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
-    root = find_root(args.data_path or known_data_path(state["data_path"]))
+    return path, state
+
+
+def scores_path(args: argparse.Namespace, state: dict[str, Any], root: Path, mode: str) -> Path:
+    """The score file: beside the checkpoint, what differs from scoring the run as it was trained in its name."""
+    config, path = state["config"], requested_checkpoint(args)
     differences = {
         "": "" if args.file else (args.load_model_epoch or "best").replace("best", ""),
         "limit": (args.limit or "none") if args.limit != config.limit else None,
@@ -372,8 +360,7 @@ def open_checkpoint(args: argparse.Namespace) -> Subject:
         "data-": root.name if root.resolve() != (REPO / state["data_path"]).resolve() else None,
     }
     variant = "".join(f"_{key}{value}" for key, value in differences.items() if value)
-    trained = {key: state.get(key) for key in ("versions", "commit", "command", "history")}
-    return Subject(args.name, path, state["epoch"], predictor, root, trained, variant)
+    return path.with_name(f"{args.name}{variant}_{mode}_scores{'_flip' if args.flip_average else ''}.json")
 
 
 def known_data_path(data_path: str) -> Path:
@@ -388,59 +375,36 @@ def known_data_path(data_path: str) -> Path:
     return trained_on
 
 
-def summarise(
-    subject: Subject, scores: Scores, own_size: list[dict[str, float]], overlaps: np.ndarray
-) -> dict[str, Any]:
-    """The score file's content: means per image and over the set, at both sizes, then every image's own.
+def summarise(rows: list[dict[str, Any]], overlaps: np.ndarray, boundary: str) -> dict[str, Any]:
+    """The score file's figures of all images: means per image and over the set, at both sizes.
 
     Args:
-        own_size, overlaps: what ``score_split`` returns.
+        rows, overlaps: what ``score_split`` returns.
+        boundary: the run's convention.
     """
-    config, breeds = subject.predictor.config, read_breeds(subject.root)
-    column = {key: np.array([one[key] for one in own_size]) for key in own_size[0]}
-    dice_set, iou_set = over_the_set(scores.intersection, scores.areas)
-    dice_set_original, iou_set_original = over_the_set(column["intersection"], column["areas"])
+    conventions = estimate_conventions(overlaps)
+    column = {key: np.array([row[key] for row in rows]) for key in ("boundary_f", "perimeter", "target_perimeter")}
     return {
-        "dice": scores.dice.mean(),
-        "iou": scores.iou.mean(),
-        "dice_set": dice_set,
-        "iou_set": iou_set,
-        "dice_original": column["dice_original"].mean(),
-        "iou_original": column["iou_original"].mean(),
-        "dice_set_original": dice_set_original,
-        "iou_set_original": iou_set_original,
+        **{
+            f"{score}{suffix}": estimated["mean"]
+            for size, suffix in (("model", ""), ("own", "_original"))
+            for score, estimated in conventions[boundary][size].items()
+        },
         "boundary_f": column["boundary_f"].mean(),
         "perimeter_ratio": column["perimeter"].sum() / max(column["target_perimeter"].sum(), 1),
-        "conventions": estimate_conventions(overlaps),
-        "images": len(scores.names),
-        "empty_targets": int(scores.empty_target.sum()),
-        "boundary": config.boundary,
-        "image_size": config.image_size,
-        "config": config.to_dict(),
-        "name": subject.name,
-        "checkpoint": subject.path.name,
-        "epoch": subject.epoch,
-        "flip_average": subject.predictor.flip_average,
-        "data_path": str(subject.root),
-        "machine": machine(),
-        **provenance(),
-        "trained": subject.trained,
-        "per_image": [
-            {"name": name, "dice": dice, "iou": iou, "empty_target": bool(empty), **own, **breeds.get(name, {})}
-            for name, dice, iou, empty, own in zip(
-                scores.names, scores.dice, scores.iou, scores.empty_target, own_size, strict=True
-            )
-        ],
+        "conventions": conventions,
+        "images": len(rows),
+        "empty_targets": sum(row["empty_target"] for row in rows),
     }
 
 
-def print_scores(report: dict[str, Any], split: Split) -> None:
+def print_scores(report: dict[str, Any]) -> None:
     """Print a summary; its first line is the reports' ``Dice Score: 0.9011``."""
     flip = ", test-time augmentation (flip)" if report["flip_average"] else ""
     print(
         f"Dice Score: {report['dice']:.4f}\n"
-        f"    mean over {len(split)} {split.mode} images at {report['image_size']}x{report['image_size']}, boundary "
-        f"counted as {report['boundary']}, {report['checkpoint']}{flip}\n"
+        f"    mean over {report['images']} {report['split']} images at {report['image_size']}x{report['image_size']}, "
+        f"boundary counted as {report['boundary']}, {report['checkpoint']}{flip}\n"
         f"    IoU {report['iou']:.4f}; over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}\n"
         f"    at the images' own size: Dice {report['dice_original']:.4f}, IoU {report['iou_original']:.4f}; "
         f"over the set: Dice {report['dice_set_original']:.4f}, IoU {report['iou_set_original']:.4f}\n"
@@ -457,7 +421,7 @@ def print_scores(report: dict[str, Any], split: Split) -> None:
 
 def score_checkpoint(
     args: argparse.Namespace, mode: str, on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None
-) -> tuple[dict[str, Any], Split]:
+) -> dict[str, Any]:
     """Score a checkpoint on a split, print the scores, and write them as JSON beside the checkpoint.
 
     Args:
@@ -465,44 +429,56 @@ def score_checkpoint(
         on_sample: as of ``score_split``.
 
     Returns:
-        What the score file holds, and the split.
+        What the score file holds.
     """
     cli.keep_freed_memory()
-    subject = open_checkpoint(args)
-    predictor, config = subject.predictor, subject.predictor.config
-    epoch = "weights alone" if subject.epoch is None else f"epoch {subject.epoch}"
+    path, state = open_checkpoint(args)
+    predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
+    root, config = find_root(args.data_path or known_data_path(state["data_path"])), predictor.config
+    epoch = "weights alone" if state["epoch"] is None else f"epoch {state['epoch']}"
     print(
         f"Using {config.network.split('.')[-1]} model, recipe {config.recipe}, "
         f"on {describe(predictor.device, predictor.precision)}\n"
-        f"Loading model from {subject.path} ({epoch})\n"
-        f"Evaluating model on the {mode} split of {subject.root}",
+        f"Loading model from {path} ({epoch})\n"
+        f"Evaluating model on the {mode} split of {root}",
         flush=True,
     )
-    split = load_split(subject.root, mode, config.image_size, args.limit).to(predictor.device)
+    split = load_split(root, mode, config.image_size, args.limit).to(predictor.device)
     print(
         f"    {len(split)} images at {config.image_size}x{config.image_size}, boundary counted as {config.boundary}; "
-        f"writes to {subject.path.parent}",
+        f"writes to {path.parent}",
         flush=True,
     )
-    started = time.monotonic()
-    scored = score_split(predictor, split, args.batch_size, on_sample)
+    started, breeds = time.monotonic(), read_breeds(root)
+    rows, overlaps = score_split(predictor, split, args.batch_size, on_sample)
     report = {
         "split": mode,
         "limit": args.limit,
         "fingerprint": split.fingerprint(),
         "seconds": time.monotonic() - started,
-        **summarise(subject, *scored),
+        **summarise(rows, overlaps, config.boundary),
+        "boundary": config.boundary,
+        "image_size": config.image_size,
+        "config": config.to_dict(),
+        "name": args.name,
+        "checkpoint": path.name,
+        "epoch": state["epoch"],
+        "flip_average": args.flip_average,
+        "data_path": str(root.resolve()),
+        "machine": machine(),
+        **provenance(),
+        "trained": {key: state.get(key) for key in ("versions", "commit", "command", "history")},
+        "per_image": [row | breeds.get(row["name"], {}) for row in rows],
     }
-    print_scores(report, split)
-    flip = "_flip" if args.flip_average else ""
-    target = subject.path.with_name(f"{subject.name}{subject.variant}_{mode}_scores{flip}.json")
+    print_scores(report)
+    target = scores_path(args, state, root, mode)
     try:
         with atomic_write(target) as file:
             file.write(json.dumps(report, indent=1).encode())
         print(f"wrote {target}")
     except OSError as error:  # somebody else's checkpoint, say: the scores and the masks are worth having all the same
         print(f"note: the score file {target} could not be written ({error.strerror})", file=sys.stderr)
-    return report, split
+    return report
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -511,29 +487,16 @@ def score_checkpoint(
 def add_scoring_options(parser: ArgumentParser) -> None:
     """The flags that ``evaluate.py`` and ``inference.py`` share."""
     parser.add_run_options(network_names(), RECIPES, files=True)
-    parser.add_argument(
-        "--load_model_epoch",
-        type=cli.which_checkpoint,
-        metavar="best|last|final|N",
-        help="which checkpoint of the run (default: best)",
+    add, bare = parser.add_argument, f"as in training; {Config.image_size} for a bare state dict"
+    which = "which checkpoint of the run (default: best)"
+    add("--load_model_epoch", type=cli.which_checkpoint, metavar="best|last|final|N", help=which)
+    add(
+        "--image_size", type=cli.image_size, help=f"pixels of the network's input in height and width (default: {bare})"
     )
-    parser.add_argument(
-        "--image_size",
-        type=cli.image_size,
-        help="pixels of the network's input in height and width (default: as in training; "
-        f"{Config.image_size} for a bare state dict)",
-    )
-    parser.add_argument(
-        "--data_path", type=cli.existing_path, help="the data set's folder (default: that of the training)"
-    )
-    parser.add_argument(
-        "--batch_size", type=cli.positive_int, default=32, help="images; changes speed and memory, not the score"
-    )
-    parser.add_argument(
-        "--flip_average",
-        action="store_true",
-        help="test-time augmentation: average the logits with those of the flipped image",
-    )
+    add("--data_path", type=cli.existing_path, help="the data set's folder (default: that of the training)")
+    add("--batch_size", type=cli.positive_int, default=32, help="images; changes speed and memory, not the score")
+    flip = "test-time augmentation: average the logits with those of the flipped image"
+    add("--flip_average", action="store_true", help=flip)
 
 
 def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -548,12 +511,7 @@ def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argpar
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Score a checkpoint.")
     add_scoring_options(parser)
-    parser.add_argument(
-        "--split",
-        choices=("train", "valid", "test"),
-        default="valid",
-        help="which images; use test once, at the end",
-    )
+    parser.add_argument("--split", choices=MODES, default="valid", help="which images; use test once, at the end")
     return parse_scoring_args(parser, argv)
 
 

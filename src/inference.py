@@ -25,7 +25,6 @@ from checkpoint import checkpoint_path
 from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
 from evaluate import add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
 from images import PHOTO_FORMATS, decode_image, in_threads
-from oxford_pet import Split, image_path, trimap_path
 from photos import (
     PRODUCTS,
     PhotoOptions,
@@ -36,8 +35,16 @@ from photos import (
     set_pixel_limit,
 )
 from predictor import Predictor, resize_logits
-from report import draw_contact_sheet, gallery_entry, overlay, read_history, thumbnail, write_run_page
-from trimap import decode_trimap, target_and_weight
+from report import (
+    draw_contact_sheet,
+    gallery_entry,
+    overlay,
+    read_history,
+    read_prediction,
+    thumbnail,
+    write_run_page,
+)
+from trimap import target_and_weight
 
 LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
 
@@ -70,56 +77,45 @@ def write_prediction(
         file.write(encode_png(overlay(image, mask)))
 
 
-def read_mask(output: Path, name: str) -> np.ndarray:
-    """(H, W) bool of the mask that ``write_prediction`` wrote."""
-    with Image.open(output / f"{name}_mask.png") as mask:
-        return np.asarray(mask) > 0
-
-
-def write_contact_sheet(output: Path, report: dict[str, Any], split: Split, rows: int = 6) -> Path:
+def write_contact_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> Path:
     """Write the best, the middle and the worst predictions, a column each: image, target and prediction in a tile.
 
     Args:
         report: of ``score_checkpoint``.
     """
-    dice = np.array([row["dice"] for row in report["per_image"]])
-    ranked = np.argsort(-dice, kind="stable")
+    ranked = sorted(report["per_image"], key=lambda row: -row["dice"])
     rows = min(rows, max(1, len(ranked) // 3))
     middle = (len(ranked) - rows) // 2
     columns = {"best": ranked[:rows], "middle": ranked[middle : middle + rows], "worst": ranked[::-1][:rows]}
     tiles = []
-    for row in range(rows):
-        for which, indices in columns.items():
-            index = indices[row]
-            name = split.names[index]
-            image = decode_image(image_path(split.root, name))
-            trimap = torch.from_numpy(decode_trimap(trimap_path(split.root, name)))
-            target = overlay(image, target_and_weight(trimap, report["boundary"])[0].numpy())
-            prediction = overlay(image, read_mask(output, name))
-            tiles.append((f"{which}: {name}, Dice {dice[index]:.3f}", [image, target, prediction]))
+    for tier in zip(*columns.values(), strict=True):
+        for which, row in zip(columns, tier, strict=True):
+            image, trimap, mask = read_prediction(output, Path(report["data_path"]), row["name"])
+            target, _ = target_and_weight(torch.from_numpy(trimap), report["boundary"])
+            caption = f"{which}: {row['name']}, Dice {row['dice']:.3f}"
+            tiles.append((caption, [image, overlay(image, target.numpy()), overlay(image, mask)]))
     path = output / "contact_sheet.png"
     with atomic_write(path) as file:
         file.write(encode_png(draw_contact_sheet(tiles, columns=3, labels=("image", "target", "prediction"))))
     return path
 
 
-def write_page(output: Path, report: dict[str, Any], split: Split, thumbnails: dict[str, Any], folder: Path) -> Path:
+def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any], folder: Path) -> Path:
     """Write ``report.html``: the scores, where they come from, and all images.
 
     Args:
         thumbnails: of all images; the worst ones are made again, larger.
         folder: of the run, where its history is.
     """
-    worst = sorted(report["per_image"], key=lambda row: row["dice"])[:LARGE_THUMBNAILS]
 
-    def enlarge(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        name = row["name"]
-        trimap = decode_trimap(trimap_path(split.root, name))
-        return name, thumbnail(decode_image(image_path(split.root, name)), trimap, read_mask(output, name), 320)
+    def enlarge(name: str) -> dict[str, Any]:
+        return thumbnail(*read_prediction(output, Path(report["data_path"]), name), 320)
 
-    thumbnails |= dict(in_threads(enlarge, worst))
+    rows = report["per_image"]
+    worst = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]]
+    thumbnails |= zip(worst, in_threads(enlarge, worst), strict=True)
     history = read_history(folder / f"{report['name']}_history.csv") or report["trained"]["history"] or []
-    entries = [gallery_entry(row, [thumbnails[row["name"]]], [row["dice"]]) for row in report["per_image"]]
+    entries = [gallery_entry(row, [thumbnails[row["name"]]], [row["dice"]]) for row in rows]
     return write_run_page(output / "report.html", report, history, entries)
 
 
@@ -136,14 +132,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
-    group = parser.add_argument_group("photos", "cut the pet out of photos of your own; no data set is needed")
-    add = group.add_argument
-    add(
-        "--input",
-        nargs="+",
-        metavar="PHOTO",
-        help="files, folders, patterns, or - for standard input to standard output",
-    )
+    add = parser.add_argument_group(
+        "photos", "cut the pet out of photos of your own; no data set is needed"
+    ).add_argument
+    add("--input", nargs="+", metavar="PHOTO", help="files, folders, patterns, or - for standard input and output")
     add("--write", default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
     add("--recursive", action="store_true", help="take the folders below a folder too")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
@@ -151,8 +143,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--pixel_limit", type=cli.positive_float, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
     args = parse_scoring_args(parser, argv)
-    other = TEST_FLAGS if args.input else PHOTO_FLAGS
-    for flag in other:
+    for flag in TEST_FLAGS if args.input else PHOTO_FLAGS:
         if getattr(args, flag) != parser.get_default(flag):
             parser.error(f"--{flag} goes {'without' if args.input else 'with'} --input only")
     args.write = tuple(dict.fromkeys(args.write.split(",")))
@@ -203,18 +194,19 @@ def main(argv: list[str] | None = None) -> None:
     thumbnails: dict[str, Any] | None = None if args.masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
         remove_leftovers(output, "")
-        report, split = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
-        sheet = write_contact_sheet(output, report, split)
-    names = set(split.names)
+        report = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
+        sheet = write_contact_sheet(output, report)
+        what = "masks" if args.masks_only else "masks and overlays"
+        seconds = time.monotonic() - started
+        print(f"wrote {report['images']} {what} to {output} in {seconds:.1f} s; the contact sheet is {sheet}")
+        if thumbnails:
+            started = time.monotonic()
+            page = write_page(output, report, thumbnails, requested_checkpoint(args).parent)
+            print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
+    names = {row["name"] for row in report["per_image"]}
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
     if stale:
         print(f"note: {output} still holds {plural(len(stale), 'mask')} of other images, {min(stale)} first")
-    what = "masks" if args.masks_only else "masks and overlays"
-    print(f"wrote {len(split)} {what} to {output} in {time.monotonic() - started:.1f} s; the contact sheet is {sheet}")
-    if thumbnails:
-        started = time.monotonic()
-        page = write_page(output, report, split, thumbnails, requested_checkpoint(args).parent)
-        print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 
 from atomic import atomic_write
+from cli import plural
 from evaluate import RESAMPLES, estimate
-from images import resize_image
+from images import decode_image, decode_raw, resize_image
+from oxford_pet import image_path, trimap_path
 from recipes import RECIPES, Config
-from trimap import BOUNDARIES, resize_trimap, target_and_weight
+from trimap import decode_trimap, resize_trimap, target_and_weight
 
 GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
 PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's groups, as fractions of the image
@@ -72,28 +75,22 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
     for column, (title, history) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in history]
         marker = "o" if len(epochs) < 3 else None
-        losses, dice = axes[0, column], axes[1, column]
-        losses.plot(epochs, [row["train_loss"] for row in history], label="training", marker=marker)
-        losses.plot(epochs, [row["valid_loss"] for row in history], label="validation", marker=marker)
-        if any("train_dice" in row for row in history):
-            train_dice = [row.get("train_dice", float("nan")) for row in history]
-            dice.plot(epochs, train_dice, "C0", label="training", marker=marker)
-        dice.plot(epochs, [row["valid_dice"] for row in history], "C1", label="validation", marker=marker)
+        losses, dice = axes[:, column]
+        for axis, kind in ((losses, "loss"), (dice, "dice")):
+            for part, label, colour in (("train", "training", "C0"), ("valid", "validation", "C1")):
+                values = [row.get(f"{part}_{kind}", np.nan) for row in history]
+                if not np.isnan(values).all():
+                    axis.plot(epochs, values, colour, label=label, marker=marker)
+            axis.grid(alpha=0.3)
         best = max(history, key=lambda row: row["valid_dice"])
-        dice.annotate(
-            f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}",
-            (0.98, 0.04),
-            xycoords="axes fraction",
-            ha="right",
-        )
+        text = f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}"
+        dice.annotate(text, (0.98, 0.04), xycoords="axes fraction", ha="right")
         dice.plot(best["epoch"], best["valid_dice"], "C1o")
         losses.set_title(title)
         losses.legend()
         dice.legend(loc="center right")
         dice.set_xlabel("epoch")
         dice.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axis in (losses, dice):
-            axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("Dice")
     with atomic_write(path) as file:
@@ -115,6 +112,19 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     cv2.copyTo(cv2.addWeighted(image, 0.7, np.full_like(image, GREEN), 0.3, 0), mask, drawn)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(drawn, outlines, -1, WHITE, max(1, round(min(mask.shape) / 150)))
+
+
+def read_prediction(folder: Path, root: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image of the data at ``root``, (H, W, 3) uint8 RGB, its trimap, (H, W) uint8, and its predicted mask.
+
+    Args:
+        folder: where ``inference.py`` wrote the mask, (H, W) bool.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    mask = decode_raw(folder / f"{name}_mask.png") > 0
+    return decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name)), mask
 
 
 def draw_contact_sheet(
@@ -180,8 +190,9 @@ def render_page(path: Path, title: str, **sections: Any) -> Path:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    names = ("lead", "facts", "curves", "tables", "histogram", "gallery", "is_live")
-    page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), "title": title, **sections})
+    names = ("lead", "facts", "report", "curves", "tables", "histogram", "gallery", "is_live")
+    known = {"flags": list(FLAGS), "resamples": RESAMPLES, "versions_of": versions_of, "title": title}
+    page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), **known, **sections})
     with atomic_write(path) as file:
         file.write(page.encode())
     return path
@@ -200,138 +211,101 @@ def write_run_page(
     dice = np.array([row["dice"] for row in report["per_image"]])
     mean = report["conventions"][report["boundary"]]["model"]["dice"]
     lead = (
-        f"Mean Dice {mean['mean']:.4f}, 95% interval {mean['low']:.4f} to {mean['high']:.4f}, over {len(dice)} images "
-        f"of the {report['split']} split. Half of the images are above {np.median(dice):.3f}; a tenth are below "
-        f"{np.percentile(dice, 10):.3f}."
+        f"Mean Dice {mean['mean']:.4f}, 95% interval {mean['low']:.4f} to {mean['high']:.4f}, over "
+        f"{plural(len(dice), 'image')} of the {report['split']} split. Half of the images are above "
+        f"{np.median(dice):.3f}; a tenth are below {np.percentile(dice, 10):.3f}."
     )
     return render_page(
         path,
         f"{report['name']}, {report['split']} split",
         lead=lead,
-        facts=run_facts(report),
+        facts=training_facts(Config.from_dict(report["config"]), report["trained"]),
+        report=report,
         curves=curves({report["name"]: history}),
-        tables=[convention_table(report), *group_tables(report["per_image"])],
+        tables=group_tables(report["per_image"]),
         histogram=np.histogram(dice, 20, (0, 1))[0].tolist(),
-        gallery=gallery(report["boundary"], [report["name"]], entries),
+        gallery={"boundary": report["boundary"], "runs": [report["name"]], "entries": entries},
     )
 
 
 def changed_from_default(config: Config) -> str:
     """A config's recipe, and the fields that differ from the recipe ``default``: ``cpu: image_size 128, epochs 56``."""
-    default = RECIPES["default"](config.network).to_dict()
-    changed = {key: value for key, value in config.to_dict().items() if value != default[key] and key != "recipe"}
-    return config.recipe + (": " if changed else "") + ", ".join(f"{key} {value}" for key, value in changed.items())
+    fields, default = (one.to_dict() for one in (config, RECIPES["default"](config.network)))
+    for one in (fields, default):
+        one |= one.pop("augmentation")
+    changed = [f"{key} {value}" for key, value in fields.items() if value != default[key] and key != "recipe"]
+    return config.recipe + (": " if changed else "") + ", ".join(changed)
 
 
-def run_facts(report: dict[str, Any]) -> dict[str, str]:
-    """What the page says of a run and of its scoring, label to text."""
-    config, trained = Config.from_dict(report["config"]), report["trained"]
-    epoch = "weights alone" if report["epoch"] is None else f"epoch {report['epoch']}"
-    seconds = sum(row["seconds"] for row in trained["history"] or [])
+def training_facts(config: Config, trained: dict[str, Any]) -> dict[str, str]:
+    """What the page says of a training, label to text; of ``trained`` weights alone, which tell nothing, the network.
 
-    def versions(of: dict[str, Any]) -> str:
-        return ", ".join(f"{name} {version}" for name, version in (of["versions"] or {}).items())
-
-    facts = {
+    Args:
+        trained: what ``provenance`` of checkpoint.py gives, or None under each of its keys.
+    """
+    if trained["versions"] is None:
+        return {"network": config.network}
+    return {
         "network": config.network,
         "recipe": changed_from_default(config),
         "seed": str(config.seed),
-        "checkpoint": f"{report['checkpoint']}, {epoch}",
-        "trained by": trained["command"] or "",
-        "trained with": f"{versions(trained)}; commit {trained['commit']}" if trained["versions"] else "",
-        "training steps": f"{seconds / 60:.1f} minutes up to this checkpoint" if seconds else "",
-        "data": f"{report['data_path']}, fingerprint {report['fingerprint']}",
-        "scored": f"{report['images']} images at {report['image_size']}x{report['image_size']}, boundary counted as "
-        f"{report['boundary']}" + (", test-time augmentation (flip)" if report["flip_average"] else ""),
-        "scored by": report["command"],
-        "scored with": f"{versions(report)}; commit {report['commit']}",
-        "machine": f"{report['machine']}; scored in {report['seconds']:.0f} s",
-        "outline": f"boundary F-score {report['boundary_f']:.4f}; {report['perimeter_ratio']:.2f} times as long as the "
-        "target's",
+        "trained by": trained["command"],
+        "trained with": versions_of(trained),
     }
-    return {label: text for label, text in facts.items() if text}
+
+
+def versions_of(source: dict[str, Any]) -> str:
+    """Versions and commit of what ``provenance`` of checkpoint.py gives: ``torch 2.15.0; commit 0123abc``."""
+    return (
+        ", ".join(f"{name} {version}" for name, version in source["versions"].items()) + f"; commit {source['commit']}"
+    )
 
 
 def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     """The page's charts: Dice, and loss, over the epochs; a line for each run and column, as (epoch, value) points."""
     charts = []
-    for title, columns in (
-        ("Dice", {"valid_dice": "validation", "train_dice": "training"}),
-        ("Loss", {"valid_loss": "validation", "train_loss": "training"}),
-    ):
+    parts = {"valid": "validation", "train": "training"} if len(runs) == 1 else {"valid": None}
+    for title in ("Dice", "Loss"):
         lines = {}
-        for name, history in runs.items():
-            for column, label in columns.items():
-                points = [(row["epoch"], row[column]) for row in history if np.isfinite(row.get(column, np.nan))]
-                if points and (len(runs) == 1 or column.startswith("valid")):
-                    lines[label if len(runs) == 1 else name] = points
+        for (name, history), (part, label) in itertools.product(runs.items(), parts.items()):
+            points = [(row["epoch"], row.get(f"{part}_{title.lower()}", np.nan)) for row in history]
+            if points := [point for point in points if np.isfinite(point[1])]:
+                lines[label or name] = points
         if lines:
             charts.append({"title": title, "lines": lines})
     return charts
 
 
-def convention_table(report: dict[str, Any]) -> dict[str, Any]:
-    """The page's table of the scores under each convention."""
-    size = f"{report['image_size']}x{report['image_size']}"
-    rows = []
-    for boundary in BOUNDARIES:
-        for at, label in (("model", size), ("own", "the images' own size")):
-            scores = report["conventions"][boundary][at]
-            used = " (as trained)" if boundary == report["boundary"] else ""
-            rows.append([f"{boundary}{used}", label, *scores.values()])
-    return {
-        "title": "Scores",
-        "note": "By what the trimaps' boundary counts as. Below each score is its 95% interval: percentile bootstrap "
-        f"over the images, {RESAMPLES:,} resamples, seed 0.",
-        "head": ["boundary", "size", "Dice", "IoU", "Dice over the set", "IoU over the set"],
-        "rows": rows,
-        "scale": None,
-    }
-
-
 def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The page's tables of Dice by the pet's size, by flag, and by species and breed where the lists tell them."""
+    tables = []
 
-    def table(title: str, note: str, groups: dict[str, list[float]]) -> dict[str, Any]:
-        found = [[name, len(dice), estimate(np.array(dice))] for name, dice in groups.items() if dice]
-        head = ["group", "images", "mean Dice"]
-        return {"title": f"Dice {title}", "note": note, "head": head, "rows": found, "scale": scale_of(found)}
+    def add(title: str, note: str, groups: dict[str, Callable[[dict[str, Any]], bool]], lowest_first: bool) -> None:
+        dice = {name: np.array([row["dice"] for row in rows if belongs(row)]) for name, belongs in groups.items()}
+        found = [[name, len(values), estimate(values)] for name, values in dice.items() if len(values)]
+        if lowest_first:
+            found.sort(key=lambda row: row[2]["mean"])
+        if found:
+            head = ["group", "images", "mean Dice"]
+            tables.append({"title": f"Dice {title}", "note": note, "head": head, "rows": found, "axis": []})
 
-    sizes: dict[str, list[float]] = {}
-    for low, high in itertools.pairwise(PET_SIZES):
-        sizes[f"{low:.0%} to {high:.0%}"] = [
-            row["dice"]
-            for row in rows
-            if not row["empty_target"] and (low < row["target_fraction"] <= high or row["target_fraction"] == low == 0)
-        ]
-    flags = {flag: [row["dice"] for row in rows if holds(row)] for flag, holds in FLAGS.items()}
-    flags["none of these"] = [row["dice"] for row in rows if not any(holds(row) for holds in FLAGS.values())]
-    tables = [
-        table("by the pet's size", "The pet's part of the image; without the targets that show no pet.", sizes),
-        table(
-            "by flag",
-            "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
-            "part. Where the target shows no pet, an empty prediction scores 1, any other 0.",
-            flags,
-        ),
-    ]
+    def is_between(low: float, high: float, row: dict[str, Any]) -> bool:
+        return not row["empty_target"] and (low < row["target_fraction"] <= high or row["target_fraction"] == low == 0)
+
+    sizes = {f"{low:.0%} to {high:.0%}": partial(is_between, low, high) for low, high in itertools.pairwise(PET_SIZES)}
+    add("by the pet's size", "The pet's part of the image; without the targets that show no pet.", sizes, False)
+    add(
+        "by flag",
+        "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
+        "part. Where the target shows no pet, an empty prediction scores 1, any other 0.",
+        FLAGS | {"none of these": lambda row: not any(holds(row) for holds in FLAGS.values())},
+        False,
+    )
     for key, title in (("species", "of cats and dogs"), ("breed", "by breed")):
-        groups: dict[str, list[float]] = {}
-        for row in rows:
-            if key in row:
-                groups.setdefault(row[key], []).append(row["dice"])
-        if groups:
-            lowest_first = dict(sorted(groups.items(), key=lambda group: np.mean(group[1])))
-            tables.append(table(title, "Lowest mean first.", lowest_first))
+        names = dict.fromkeys(row[key] for row in rows if key in row)
+        groups = {name: lambda row, key=key, name=name: row.get(key) == name for name in names}
+        add(title, "Lowest mean first.", groups, True)
     return tables
-
-
-def scale_of(rows: list[list[Any]]) -> tuple[float, float]:
-    """The ends of the axis on which a table draws the intervals in its rows, rounded outwards to 2 digits."""
-    ends = [value[end] for row in rows for value in row if isinstance(value, dict) for end in ("low", "high")]
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
-    step = 10 ** np.floor(np.log10(max(high - low, 1e-4)))
-    return float(np.floor(low / step) * step), float((np.floor(high / step) + 1) * step)
 
 
 def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, side: int = 96) -> dict[str, Any]:
@@ -359,11 +333,6 @@ def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, side: int
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
     encoded = cv2.imencode(".jpg", small, quality)[1], cv2.imencode(".webp", bits.astype(np.uint8), lossless)[1]
     return dict(zip(("image", "map"), (base64.b64encode(data).decode() for data in encoded), strict=True))
-
-
-def gallery(boundary: str, runs: list[str], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The page's gallery: what the boundary counts as, whose predictions, and ``gallery_entry`` of each image."""
-    return {"boundary": boundary, "runs": runs, "flags": list(FLAGS), "entries": entries}
 
 
 def gallery_entry(row: dict[str, Any], thumbnails: Sequence[dict[str, Any]], dice: list[float]) -> dict[str, Any]:

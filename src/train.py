@@ -58,7 +58,7 @@ from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import RECIPES, Config
-from report import changed_from_default, curves, draw_curves, read_history, render_page, write_history
+from report import curves, draw_curves, read_history, render_page, training_facts, write_history
 from trimap import BOUNDARIES, target_and_weight
 
 SCORING_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
@@ -638,22 +638,17 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
 
 def write_page(run: Run) -> None:
     """Write ``<name>_report.html``: how far the run is, its curves, and where it comes from."""
-    config, state, provenance = run.config, run.state, run.provenance
+    config, state = run.config, run.state
     done = "Finished after" if run.is_finished else "After"
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     render_page(
         run.folder / f"{run.name}_report.html",
         f"{run.name}, training",
         lead=f"{done} {state.epoch} of {plural(config.epochs, 'epoch')}: best validation Dice {run.best_dice:.4f}.",
-        facts={
-            "network": config.network,
-            "recipe": changed_from_default(config),
-            "seed": str(config.seed),
+        facts=training_facts(config, run.provenance)
+        | {
             "data": f"{run.data_path}, fingerprints {' and '.join(run.fingerprints)} (training, validation)",
             "device": f"{machine()}; {describe(state.device, state.precision)}",
             "training steps": format_duration(sum(row["seconds"] for row in run.history)),
-            "command": provenance["command"],
-            "versions": f"{versions}; commit {provenance['commit']}",
         },
         curves=curves({run.name: run.history}),
         is_live=not run.is_finished,
@@ -691,11 +686,18 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--compile takes one process only")
     if not args.seeds:
         train_run(args, device)
-    for seed in args.seeds or ():
+    for seed in dict.fromkeys(args.seeds or ()):
         one = argparse.Namespace(**vars(args) | {"seed": seed, "name": f"{args.name}-seed{seed}"})
         paths = [checkpoint_path(one.save_path, one.name, which) for which in ("final", "last")]
         final, last = ranks.from_first(lambda paths=paths: [path.is_file() for path in paths])
         if final and not args.overwrite:
+            config = load_checkpoint(paths[0])["config"]
+            for key, value in vars(one).items():
+                if value is not None and (trained := getattr(config, key, value)) != value:
+                    raise UserError(
+                        f"{one.name} is finished, with --{key} {trained} and not {value}; to train others beside it: "
+                        "--name NAME, to replace it: --overwrite"
+                    )
             print(f"{one.name} is finished")
             continue
         if last and not args.overwrite:

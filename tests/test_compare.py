@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Train
+from PIL import Image
 
 import compare
+import evaluate
 import inference
 from cli import UserError
 from evaluate import difference, estimate
@@ -24,8 +26,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     def call(name: str, dice: np.ndarray, split: str = "test", **other: object) -> None:
         rows = [{"name": f"pet_{k}", "dice": value, "dice_original": value} for k, value in enumerate(dice.tolist())]
         report = {"name": name, "split": split, "boundary": "pet", "image_size": 32, "fingerprint": "f", "iou": 0.5}
-        report["flip_average"] = False
-        report |= {"conventions": {}, "dice": dice.mean(), "images": len(dice), "data_path": "nowhere"}
+        seed = int(name.partition("-seed")[2] or 0)
+        report |= {
+            "flip_average": False,
+            "config": {"seed": seed, "epochs": 5},
+            "conventions": {},
+            "dice": dice.mean(),
+            "images": len(dice),
+            "data_path": "nowhere",
+        }
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         content = report | {"per_image": rows} | other
@@ -70,12 +79,39 @@ def test_seeds_are_grouped_and_pairs_have_a_verdict(
     assert "does not show U" in out
 
 
-def test_one_run_of_many_seeds_is_enough(write: Write, tmp_path: Path) -> None:
-    for seed in range(2):
-        write(f"R-seed{seed}", np.full(5, 0.5 + seed / 10))
-    run(tmp_path, "R")
+@pytest.mark.parametrize("typed", [["R"], ["R", "R-seed2"], ["R-seed10", "R", "R"], ["R-seed2", "R-seed10"]])
+def test_one_run_of_many_seeds_is_enough_and_each_counts_once(write: Write, tmp_path: Path, typed: list[str]) -> None:
+    for seed, dice in ((2, 0.5), (10, 0.6)):
+        write(f"R-seed{seed}", np.full(8, dice))
+    run(tmp_path, *typed)
     result = json.loads((tmp_path / "outputs" / "compare" / "R_test.json").read_text())
     assert (result["systems"]["R"]["dice"]["mean"], result["pairs"]) == (pytest.approx(0.55), [])
+    assert sorted(result["systems"]["R"]["runs"], key=len) == ["R-seed2", "R-seed10"]
+    assert result["systems"]["R"]["std"] == pytest.approx(0.1 / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"seed": 0, "epochs": 5}, "differ in nothing"), ({"seed": 1, "epochs": 9}, "differ in seed, epochs")],
+)
+def test_seeds_differ_in_the_seed_alone(write: Write, tmp_path: Path, config: dict[str, int], said: str) -> None:
+    write("R-seed0", np.full(8, 0.5))
+    write("R-seed1", np.full(8, 0.5), config=config)
+    with pytest.raises(UserError, match=f"R-seed0 and R-seed1 cannot be two seeds of R: they {said}"):
+        run(tmp_path, "R")
+
+
+def test_a_mistyped_or_single_name_is_answered_with_what_is_there(write: Write, tmp_path: Path) -> None:
+    for name in ("R", "R-seed0", "Old-seed3"):
+        write(name, np.full(8, 0.5))
+    for typed in (["R", "r"], ["Old-seed", "R"], ["R", "R-seed7"]):
+        with pytest.raises(UserError, match=r"no run \S+ in .*; there are Old-seed3, R, R-seed0$"):
+            run(tmp_path, *typed)
+    for typed in (["R"], ["R", "R"], ["Old"]):
+        with pytest.raises(UserError, match=r"it takes two runs, or one with seeds, and here is \S+ alone"):
+            run(tmp_path, *typed)
+    with pytest.raises(UserError, match="there are none"):
+        run(tmp_path / "nowhere", "R", "U")
 
 
 @pytest.mark.parametrize(
@@ -100,13 +136,17 @@ def test_what_is_not_alike_is_refused(write: Write, tmp_path: Path, other: dict[
 
 def test_missing_scores_are_answered_with_the_command(write: Write, tmp_path: Path) -> None:
     write("R", np.full(5, 0.5))
-    with pytest.raises(UserError, match=r"evaluate.py --name U --split test --save_path "):
+    (tmp_path / "U").mkdir()
+    with pytest.raises(
+        UserError, match=r"\(No such file or directory\).*evaluate.py --name U --split test --save_path "
+    ):
         run(tmp_path, "R", "U")
     with pytest.raises(UserError, match=r"evaluate.py --name R --split valid --save_path "):
         run(tmp_path, "R", "U", "--split", "valid")
-    (tmp_path / "R" / "R_test_scores.json").write_text('{"dice": 0.5}')
-    with pytest.raises(UserError, match=r"earlier version.*evaluate.py --name R"):
-        run(tmp_path, "R", "U")
+    for content, said in (('{"dice": 0.5}', "earlier version"), ("null", "NoneType"), ("{", "Expecting")):
+        (tmp_path / "R" / "R_test_scores.json").write_text(content)
+        with pytest.raises(UserError, match=rf"{said}.*evaluate.py --name R"):
+            run(tmp_path, "R", "U")
 
 
 def test_the_page_shows_where_two_trained_runs_differ_most(
@@ -131,5 +171,14 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
 
     worst = tmp_path / "outputs" / "U" / f"{data['entries'][0]['name']}_mask.png"
     worst.write_bytes((tmp_path / "outputs" / "R" / worst.name).read_bytes())  # of another run
+    Image.new("L", (7, 5)).save(tmp_path / "outputs" / "R" / worst.name)  # of the same data at another size
     run(tmp_path, "R", "U")
-    assert "another prediction than was scored" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("another prediction of ") == 2
+    page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
+    assert '<script type="application/json"' not in page
+
+    evaluate.main(["--name", "R", "--save_path", str(tmp_path)])
+    evaluate.main(["--name", "U", "--save_path", str(tmp_path)])
+    capsys.readouterr()
+    run(tmp_path, "R", "U", "--split", "valid")
+    assert "masks" not in capsys.readouterr().out  # of the test split alone

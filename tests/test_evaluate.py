@@ -178,6 +178,8 @@ def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
     for end, factor in (("low", -1.96), ("mean", 0), ("high", 1.96)):
         assert gain[end] == pytest.approx((a - b).mean() + factor * error, abs=0.2 * error if factor else 1e-9)
     assert [difference(*pair)["called"] for pair in ((a, b), (b, a), (a, a))] == ["above", "below", "none"]
+    few = np.full(6, 0.5)  # 5 images, though all better, happen by chance in 6%
+    assert [difference(few[:n] + 0.1, few[:n])["called"] for n in (1, 5, 6)] == ["none", "none", "above"]
 
 
 def test_intervals_under_each_convention_are_those_of_its_images_and_of_their_pixels() -> None:
@@ -223,10 +225,8 @@ def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
         p, t = ({pixel for pixel in pixels if pixel[0] == index} for pixels in (pred, target))
         assert dice == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
         assert iou == pytest.approx(len(p & t) / len(p | t))
-    over_the_set = 2 * len(pred & target) / (len(pred) + len(target)), len(pred & target) / len(pred | target)
-    assert evaluate.over_the_set(scores.intersection, scores.areas) == pytest.approx(over_the_set)
     assert np.flatnonzero(scores.empty_target).tolist() == empty
-    assert (scores.names, scores.boundary, scores.dice.dtype) == (split.names, boundary, np.float64)
+    assert scores.dice.dtype == np.float64
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -263,6 +263,9 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
                 values = report["conventions"][boundary][size][score]
                 assert values["mean"] == pytest.approx(other[score + suffix])
                 assert values["low"] < values["mean"] < values["high"]
+                if not score.endswith("_set"):
+                    each = [row[score + suffix] for row in other["per_image"]]
+                    assert values["mean"] == pytest.approx(np.mean(each))
     assert {row["species"] for row in report["per_image"]} == {"cat", "dog"}
     out = capsys.readouterr().out
     assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
@@ -332,7 +335,9 @@ def test_a_file_here_precedes_one_of_the_save_path(
     save_checkpoint(tmp_path / "saved" / "x.pth", build_network("lab2.UNet").state_dict())
     save_checkpoint(tmp_path / "saved" / "y.pth", {"another": "file"})
     save_checkpoint(tmp_path / "y.pth", build_network("lab2.UNet").state_dict())
-    flags = ["--data_path", str(drawn_pets), "--image_size", "32", "--save_path", "saved"]
+    flags = ["--data_path", os.path.relpath(drawn_pets), "--image_size", "32", "--save_path", "saved"]
     for typed, file in (("x.pth", "saved/x.pth"), ("saved/x.pth", "saved/x.pth"), ("y.pth", "y.pth")):
         evaluate.main(["--model", typed, *flags])
         assert f"Loading model from {Path(file)} (weights alone)" in capsys.readouterr().out
+    (scores,) = tmp_path.glob("y_*_scores.json")
+    assert json.loads(scores.read_text())["data_path"] == str(drawn_pets)  # compare.py may be started elsewhere

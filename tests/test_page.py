@@ -75,9 +75,8 @@ def a_report(drawn_pets: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def page_file(drawn_pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     history = [{"epoch": n, "valid_dice": n / 5, "valid_loss": 1 / n, "train_loss": 2 / n} for n in range(1, 5)]
-    return write_run_page(
-        tmp_path_factory.mktemp("page") / "report.html", *a_report(drawn_pets)[:1], history, *[a_report(drawn_pets)[1]]
-    )
+    report, entries = a_report(drawn_pets)
+    return write_run_page(tmp_path_factory.mktemp("page") / "report.html", report, history, entries)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +225,18 @@ def test_the_error_map_shows_what_was_missed_and_what_is_surplus(chromium: Any, 
         assert missed[21:, 18:22].all() == (edge == "missed")
 
 
+def test_many_targets_without_a_pet_do_not_fill_the_page(chromium: Any, drawn_pets: Path, tmp_path: Path) -> None:
+    """Of own data, half may be empty: 60 are set apart, and the flag shows the others too."""
+    report, entries = a_report(drawn_pets)
+    entries = [entry | {"flags": [3], "name": f"pet_{n}"} for n, entry in enumerate(entries[::-1])]
+    with Visit(chromium, write_run_page(tmp_path / "report.html", report, [], entries)) as visit:
+        assert visit.cards("#empty") == [f"pet_{n}" for n in range(119, 59, -1)]  # the lowest Dice first
+        assert visit.cards() == []
+        visit.page.select_option("#flag", "3")
+        assert len(visit.cards()) == 60
+        assert visit.page.inner_text("#shown") == "60 of 120 images shown"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_an_accessibility_checker_finds_nothing_serious(
@@ -271,3 +282,17 @@ def test_a_recipe_says_what_differs_from_the_default() -> None:
     said = changed_from_default(RECIPES["cpu"]("UNet"))
     assert said.startswith("cpu: ramp_epochs 20, epochs 56, progressive")
     assert "learning_rate" not in said
+    assert changed_from_default(RECIPES["fast"]("UNet")).startswith("fast: ")
+    assert "augmentation" not in changed_from_default(RECIPES["fast"]("UNet"))  # but its fields that differ
+    assert "whole_degrees" not in changed_from_default(RECIPES["fast"]("UNet"))
+
+
+def test_weights_alone_and_one_image_are_called_so(drawn_pets: Path, tmp_path: Path) -> None:
+    report, entries = a_report(drawn_pets)
+    unknown = dict.fromkeys(report["trained"])
+    report |= {"trained": unknown, "epoch": None, "images": 1, "per_image": report["per_image"][:1]}
+    text = write_run_page(tmp_path / "report.html", report, [], entries[:1]).read_text()
+    assert "<dd>R_best.pth, weights alone</dd>" in text
+    assert "over 1 image of the test split" in text
+    assert "<dd>1 image at 128x128, " in text
+    assert not re.findall("<dt>(seed|recipe|trained by)</dt>", text)  # a guess, of such weights

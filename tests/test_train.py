@@ -162,6 +162,8 @@ def test_seeds_are_runs_of_their_own_and_the_list_is_resumed(
         assert_same_run(tmp_path, tmp_path / "alone", name)  # also the one that was stopped
     with pytest.raises(SystemExit, match="2"):
         run_train(*flags, "--resume")
+    with pytest.raises(UserError, match="R-seed3 is finished, with --epochs 2 and not 4"):
+        run_train("--epochs", 4, "--seeds", 3)
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume
