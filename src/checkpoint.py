@@ -104,11 +104,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
     else:
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
-    bad = [name for name, value in loaded["model"].items() if not value.isfinite().all()]
-    if bad:
-        raise UserError(
-            f"{path} holds weights that are not finite, {bad[0]} first: its run diverged; take an earlier one"
-        )
+    for name, value in loaded["model"].items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
+            raise UserError(f"{path} holds {name} in a form that no network of this project has")
+        if not value.isfinite().all():
+            raise UserError(f"{path} holds weights that are not finite, {name}: its run diverged; take an earlier one")
     return loaded
 
 
@@ -118,6 +118,8 @@ def _read(path: Path) -> Any:
     Raises:
         UserError: not there (says what is), broken, or more than plain data.
     """
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path} is broken or no checkpoint: it is not a regular file")
     try:
         if zipfile.is_zipfile(path):  # as everything that we write
             with zipfile.ZipFile(path) as archive:
@@ -166,7 +168,7 @@ def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     is_possible = type(state["epoch"]) is int and 0 <= state["epoch"] < 10**6
     check("epoch", is_possible and epochs in (0, state["epoch"]))
     check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
-    check("data_path", isinstance(state["data_path"], str) and "\0" not in state["data_path"])
+    check("data_path", isinstance(state["data_path"], str) and state["data_path"].isprintable())
     with torch.device("meta"):  # shapes without numbers
         expected = NETWORKS[config.network]().state_dict()
     if not have_equal_shapes(state["model"], expected):
@@ -179,7 +181,7 @@ def is_history_row(row: Any) -> bool:
     return (
         isinstance(row, dict)
         and row.keys() >= set(HISTORY_COLUMNS)
-        and all(isinstance(value, int | float) for value in row.values())
+        and all(isinstance(value, float) or (type(value) is int and abs(value) < 2**53) for value in row.values())
     )
 
 

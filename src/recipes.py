@@ -83,7 +83,7 @@ class Config:
                 if not _is_number(value, lowest, highest, whole=isinstance(lowest, int)):
                     raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}")
         shapes = {
-            "recipe": isinstance(self.recipe, str),
+            "recipe": isinstance(self.recipe, str) and self.recipe.isprintable(),
             "mean": _is_colour(self.mean, -math.inf),
             "std": _is_colour(self.std, 1e-6),
             "progressive": isinstance(self.progressive, tuple | list) and all(map(_is_stage, self.progressive)),
