@@ -57,7 +57,7 @@ from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
-from recipes import RECIPES, Config
+from recipes import OPTIMIZERS, RECIPES, Config
 from report import changed_from_default, curves, draw_curves, read_history, render_page, write_history
 from trimap import BOUNDARIES, target_and_weight
 
@@ -319,9 +319,10 @@ def start_checkpoint(args: argparse.Namespace) -> dict[str, Any] | None:
     folder = args.save_path / args.name
     is_new = not (args.resume or args.load_model_epoch)
     if is_new and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
+        can_resume = checkpoint_path(args.save_path, args.name, "last").is_file()
         raise UserError(
-            f"{folder} holds a run already. Go on with it: --resume. Replace it: --overwrite. "
-            "Keep it, and train another: --name NAME"
+            f"{folder} holds a run already. {'Go on with it: --resume. ' if can_resume else ''}"
+            "Replace it: --overwrite. Keep it, and train another: --name NAME"
         )
     which = "last" if args.resume else args.load_model_epoch or args.init_from
     if which is None:
@@ -499,16 +500,37 @@ def resume(run: Run, training: dict[str, Any]) -> None:
             f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
         )
     state.model.load_state_dict(training["model"])
-    state.optimizer.load_state_dict(training["optimizer"])
-    for parameter, kept in state.optimizer.state.items():
-        if any(value.ndim and value.shape != parameter.shape for value in kept.values()):
-            raise ValueError("the optimizer's tensors have other shapes than the weights")
-    state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], float(training["seconds"])
-    if not (type(state.step) is type(state.ema_step) is int and 0 <= state.step <= state.steps_per_epoch):
-        raise ValueError(f"its step cannot be {state.step!r}")
+    load_optimizer(state, training["optimizer"]["state"])
+    state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], training["seconds"]
+    run.best_dice = training["best_dice"]
+    right = {
+        "step": type(state.step) is int and 0 <= state.step <= state.steps_per_epoch,
+        "ema_step": type(state.ema_step) is int and 0 <= state.ema_step <= state.global_step,
+        "seconds": type(state.seconds) is float and 0 <= state.seconds < math.inf,
+        "best_dice": type(run.best_dice) is float,
+    }
+    for name, is_right in right.items():
+        if not is_right:
+            raise ValueError(f"its {name} cannot be {training[name]!r}")
     state.loss_sum.copy_(training["loss_sum"])
-    run.best_dice = float(training["best_dice"])
     check_finite(state)
+
+
+def load_optimizer(state: TrainingState, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Take over what the optimizer keeps of each weight; all else about it follows from the config.
+
+    Raises:
+        ValueError: these are not what this optimizer keeps of these weights.
+    """
+    optimizer, weight = state.optimizer, torch.zeros(1, requires_grad=True)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    weight.grad = torch.zeros(1)
+    sample = OPTIMIZERS[state.config.optimizer]([weight], lr=1.0)
+    sample.step()
+    for parameter in state.model.parameters() if moments else ():  # none before the first step
+        kept = {name: value.shape for name, value in optimizer.state[parameter].items()}
+        if kept != {name: parameter.shape if value.ndim else () for name, value in sample.state[weight].items()}:
+            raise ValueError("what its optimizer keeps does not fit the weights")
 
 
 # ---------------------------------------------------------------------------------------------- the script

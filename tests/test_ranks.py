@@ -96,7 +96,7 @@ def test_a_run_stops_on_both_ranks_and_resumes_on_any_number(drawn_pets: Path, t
         done = torch.load(tmp_path / "R" / "R_last.pth")["epoch"]
     assert done == 12
     assert [int(float(row.split(",")[0])) for row in history(tmp_path)] == list(range(1, 13))
-    assert {path.suffix for path in (tmp_path / "R").iterdir()} == {".pth", ".csv", ".npy", ".png", ".json"}
+    assert {path.suffix for path in (tmp_path / "R").iterdir()} == {".pth", ".csv", ".npy", ".png", ".json", ".html"}
 
 
 @pytest.mark.slow

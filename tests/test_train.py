@@ -353,6 +353,9 @@ def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path:
             run_train("--epochs", 2, *flags)
     assert (tmp_path / "R" / "R_best.pth").read_bytes() == before
     run_train("--epochs", 1, "--name", "other")  # beside it is fine
+    (tmp_path / "other" / "other_last.pth").unlink()  # of a run that was killed before it wrote this one
+    with pytest.raises(UserError, match=r"holds a run already\. Replace it: --overwrite"):
+        run_train("--epochs", 1, "--name", "other")
     for flags in (["--overwrite"], ["--load_model_epoch", "0"]):
         run_train("--epochs", 2, *flags)
         assert len(read_history(tmp_path)) == 2
@@ -430,13 +433,15 @@ def test_a_signal_after_the_steps_leaves_the_epoch_to_the_resumed_run(
         (("model", "0.weight"), torch.zeros(4, 3, 3, 2)),
         (("model", "0.bias"), torch.full((4,), float("nan"))),
         (("optimizer",), {}),
-        (("optimizer", "param_groups"), [{}]),
         (("optimizer", "state", 0), {"step": torch.tensor(2.0), "exp_avg": torch.zeros(9)}),
+        (("optimizer", "state", 0), {"step": torch.tensor(2.0), "exp_avg": torch.zeros(4, 3, 3, 3)}),
+        (("optimizer", "state"), {3: {name: torch.zeros(()) for name in ("step", "exp_avg", "exp_avg_sq")}}),
+        (("ema_step",), 6),
         (("step",), 6),
         (("step",), "2"),
         (("loss_sum",), torch.zeros(3)),
-        (("seconds",), None),
-        (("best_dice",), "x"),
+        *((("seconds",), value) for value in (None, -1.0, float("nan"), float("inf"), 1)),
+        *((("best_dice",), value) for value in ("x", 1)),
         (("fingerprints",), None),
     ],
 )
@@ -456,6 +461,18 @@ def test_a_damaged_training_state_is_one_line(run_train: Train, tmp_path: Path, 
         run_train("--recipe", "lab2", "--name", "R", "--resume", "--epochs", 2)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()} == before
+
+
+def test_the_optimizers_settings_are_those_of_the_config(run_train: Train, tmp_path: Path) -> None:
+    for folder, groups in (("a", None), ("b", [{"params": [0, 2]}, {"params": [1, 3], "weight_decay": 9.0}])):
+        run_train("--epochs", 1, "--recipe", "lab2", "--name", "R", "--save_path", tmp_path / folder)
+        path = tmp_path / folder / "R" / "R_last.pth"
+        state = torch.load(path)
+        if groups:
+            state["training"]["optimizer"]["param_groups"] = groups
+        torch.save(state, path)
+        run_train("--recipe", "lab2", "--name", "R", "--resume", "--epochs", 2, "--save_path", tmp_path / folder)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_two_runs_in_one_folder_are_refused(run_train: Train, at_step: AtStep, tmp_path: Path) -> None:
