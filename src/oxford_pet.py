@@ -90,7 +90,7 @@ def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
 
 def is_plain_name(name: str) -> bool:
     """Whether ``name``, with an ending behind it, can only be a visible file of the folder that it is put in."""
-    return not (re.search(r"[/\\:\x00-\x1f\x7f]", name) or name.startswith(".") or len(name.encode()) > 200)
+    return not (re.search(r"[/\\:\x00-\x1f\x7f-\x9f]", name) or name.startswith(".") or len(name.encode()) > 200)
 
 
 def read_list(root: Path, list_name: str) -> list[str]:
@@ -408,18 +408,12 @@ def download(target: Path = DATASET) -> None:
     Raises:
         UserError: no network, a wrong checksum, or ``target`` holds other files or an incomplete data set.
     """
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / "annotations" / "trainval.txt").is_file():
-            raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
-        missing = missing_files(target)
-        if missing:
-            raise UserError(
-                f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
-            )
-        print(f"{target} is complete already")
+    if is_complete_data_set(target):
         return
     parent = target.absolute().parent
     with locked(parent / f".{target.name}.lock"):
+        if is_complete_data_set(target):  # another process has downloaded it meanwhile
+            return
         remove_leftovers(parent, f"{target.name}.")
         downloaded = parent / f".{target.name}.download"
         for partial in downloaded.glob("*.partial"):  # of a download that was killed
@@ -431,6 +425,25 @@ def download(target: Path = DATASET) -> None:
                 _unpack(archive, folder)
         shutil.rmtree(downloaded, ignore_errors=True)
     print(f"wrote {target}")
+
+
+def is_complete_data_set(target: Path) -> bool:
+    """Whether the data set is there, which is then said; False if there is nothing.
+
+    Raises:
+        UserError: there is something else, or a part of it.
+    """
+    if not (target.is_dir() and any(target.iterdir())):
+        return False
+    if not (target / "annotations" / "trainval.txt").is_file():
+        raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
+    missing = missing_files(target)
+    if missing:
+        raise UserError(
+            f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
+        )
+    print(f"{target} is complete already")
+    return True
 
 
 def _fetch(url: str, md5: str, parent: Path, downloaded: Path) -> Path:

@@ -36,7 +36,6 @@ from cli import (
     ArgumentParser,
     StopSignal,
     UserError,
-    choose_device,
     choose_precision,
     default_run_name,
     describe,
@@ -406,7 +405,7 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     if data_path is None:
         data_path = DATASET
         if not (DATASET / "annotations").is_dir():
-            download(DATASET)
+            ranks.from_first(lambda: download(DATASET))
     root = find_root(data_path)
     print_plan(args, config, device, root)
     limits = {"train": config.train_images or config.limit, "valid": config.limit}
@@ -694,7 +693,7 @@ def resume_after_restart(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.keep_freed_memory()
-    device = ranks.join(choose_device(args.device, args.threads))
+    device = ranks.join(args.device, args.threads)
     if args.compile and ranks.world() > 1:
         raise UserError("--compile takes one process only")
     if not args.seeds:

@@ -150,7 +150,7 @@ def compute(drawn_pets: Path, result: Path) -> None:
 
     # In float32, rounding alone moves this gradient by 0.5%: some features are close to 0, where ReLU bends.
     torch.set_default_dtype(torch.float64)
-    device = ranks.join(torch.device("cpu"))
+    device = ranks.join("cpu")
     config = replace(RECIPES["default"]("ResNet34_UNet_small"), batch_size=BATCH, image_size=64, precision="fp32")
     train, test = (load_split(drawn_pets, mode, 64) for mode in ("train", "test"))
     state = create_state(config, device, train, test)

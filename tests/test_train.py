@@ -475,6 +475,16 @@ def test_the_optimizers_settings_are_those_of_the_config(run_train: Train, tmp_p
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_of_several_ranks_only_the_first_downloads(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.ranks, "rank", lambda: 1)
+    monkeypatch.setattr(train, "DATASET", REPO / "dataset" / "nothing")
+    monkeypatch.setattr(train, "download", lambda _: pytest.fail("the second rank downloads"))
+    with pytest.raises(UserError, match="no data set at"):
+        train.main(["--model", "R", "--save_path", str(tmp_path)])
+
+
 def test_two_runs_in_one_folder_are_refused(run_train: Train, at_step: AtStep, tmp_path: Path) -> None:
     said = []
 
