@@ -17,7 +17,6 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -279,7 +278,7 @@ class Split:
     def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield samples in the given order as pixels (N, S, S, 4) uint8 on a device.
 
-        Pixels that are elsewhere are fetched one batch ahead by a thread, so the device does not wait for the disk.
+        Pixels that are elsewhere are fetched ahead by threads, so the device does not wait for the disk.
 
         Args:
             order: (n,) int64, indices of samples, on the CPU.
@@ -293,14 +292,8 @@ class Split:
             pixels = self.pixels[part]
             return pixels.pin_memory() if device.type == "cuda" else pixels
 
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for part in order.split(size):
-                ready, ahead = ahead, pool.submit(fetch, part)
-                if ready:
-                    yield ready.result().to(device, non_blocking=True)
-            if ahead:
-                yield ahead.result().to(device, non_blocking=True)
+        for pixels in in_threads(fetch, order.split(size), ahead=1):
+            yield pixels.to(device, non_blocking=True)
 
 
 def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
