@@ -316,19 +316,18 @@ def start_checkpoint(args: argparse.Namespace) -> dict[str, Any] | None:
         UserError: it is not there, or a run is there that the flags do not speak of.
     """
     folder = args.save_path / args.name
-    is_new = not (args.resume or args.load_model_epoch)
-    if is_new and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
+    if args.start == "new" and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
         can_resume = checkpoint_path(args.save_path, args.name, "last").is_file()
         raise UserError(
             f"{folder} holds a run already. {'Go on with it: --resume. ' if can_resume else ''}"
             "Replace it: --overwrite. Keep it, and train another: --name NAME"
         )
-    which = "last" if args.resume else args.load_model_epoch or args.init_from
+    which = args.checkpoint
     if which is None:
         return None
     path = which if isinstance(which, Path) else checkpoint_path(args.save_path, args.name, which)
     state = load_checkpoint(path)
-    if state["epoch"] is None and not args.init_from:
+    if state["epoch"] is None and args.start != "new":
         raise UserError(f"{path} holds weights alone: only --init_from can start from them")
     return state
 
@@ -342,21 +341,23 @@ def resolve_config(args: argparse.Namespace, start: dict[str, Any] | None) -> Co
     fields = {field.name for field in dataclasses.fields(Config)} - {"network", "recipe"}
     typed = {key: value for key, value in vars(args).items() if key in fields and value is not None}
     loaded: Config | None = start["config"] if start else None
-    recipe = args.recipe or (loaded.recipe if loaded and not args.init_from else "default")
+    goes_on = args.start != "new"
+    recipe = args.recipe or (loaded.recipe if goes_on else "default")
     wanted = RECIPES[recipe](args.model) if recipe in RECIPES else dataclasses.replace(loaded, network=args.model)
-    goes_on = loaded is not None and not args.init_from
     config = dataclasses.replace(loaded if goes_on and recipe == loaded.recipe else wanted, **typed)
-    if loaded is None:
-        return config
-    if loaded.network != config.network or (not args.init_from and config.network not in (wanted.network, args.model)):
+    if loaded and (
+        loaded.network != config.network or (goes_on and config.network not in (wanted.network, args.model))
+    ):
         raise UserError(f"the checkpoint holds the network {loaded.network}, which --model {args.model} does not fit")
-    if args.resume:
+    if not goes_on:
+        return config
+    if args.start == "resume":
         check_exact(config, loaded)
-    if not args.init_from and config.epochs <= start["epoch"]:
+    if config.epochs <= start["epoch"]:
         done = plural(start["epoch"], "epoch")
         more = "--load_model_epoch final" if depends_on_epochs(config) else "--resume"
         raise UserError(f"{done} of {config.epochs} done; to go on: {more} --epochs MORE")
-    if not args.init_from and (start["scores"].get("valid_dice", 0) >= (config.stop_at_dice or math.inf)):
+    if start["scores"].get("valid_dice", 0) >= (config.stop_at_dice or math.inf):
         raise UserError(f"--stop_at_dice {config.stop_at_dice} is reached: --resume --stop_at_dice HIGHER goes on")
     return config
 
@@ -400,7 +401,7 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     start = ranks.from_first(lambda: start_checkpoint(args))
     config = resolve_config(args, start)
     data_path = args.data_path
-    if data_path is None and start is not None and not args.init_from:
+    if data_path is None and args.start != "new":
         data_path = known_data_path(start["data_path"])
     if data_path is None:
         data_path = DATASET
@@ -464,11 +465,11 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
     """
     state = run.state
     state.ema_model.load_state_dict(start["model"])
-    if args.init_from:
+    if args.start == "new":
         state.model.load_state_dict(start["model"])
         return
     state.epoch, run.history = start["epoch"], start["history"]
-    if args.resume:
+    if args.start == "resume":
         try:
             resume(run, start["training"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -536,7 +537,14 @@ def load_optimizer(state: TrainingState, moments: dict[int, dict[str, Tensor]]) 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; those of the config are None unless typed, because a checkpoint's value precedes the recipe's."""
+    """The flags; those of the config are None unless typed, because a checkpoint's value precedes the recipe's.
+
+    How the run starts is ``start``, with ``checkpoint``: which of the run's, or a file.
+
+        new         from fresh weights (None), or from a checkpoint's
+        continue    after a checkpoint's epoch, from its weights alone
+        resume      exactly, from ``last``
+    """
     recipe = RECIPES["default"]("UNet")
     parser = ArgumentParser("Train a network to separate pets from the background.")
     parser.add_run_options(network_names(), RECIPES)
@@ -585,14 +593,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("which network? --model U or --model R")
     if args.seeds and (args.resume or args.load_model_epoch or args.seed is not None):
         parser.error("--seeds names the seeds and resumes by itself: leave --seed, --resume, --load_model_epoch out")
-    starts = [flag for flag in ("resume", "init_from", "load_model_epoch") if getattr(args, flag)]
-    if len(starts) > 1:
-        parser.error(f"--{starts[0]} and --{starts[1]} contradict each other: give one of them")
-    args.resume = args.resume or args.load_model_epoch == "last"
-    if args.load_model_epoch == "0":
-        args.overwrite = True
-    args.load_model_epoch = None if args.load_model_epoch in ("0", "last") else args.load_model_epoch
-    if args.overwrite and (args.resume or args.load_model_epoch):
+    which = args.load_model_epoch
+    if args.resume + bool(args.init_from) + bool(which) > 1:
+        parser.error("--resume, --init_from and --load_model_epoch contradict each other: give one of them")
+    args.start, args.checkpoint = "new", args.init_from
+    if args.resume or which == "last":
+        args.start, args.checkpoint = "resume", "last"
+    elif which not in (None, "0"):
+        args.start, args.checkpoint = "continue", which
+    args.overwrite = args.overwrite or which == "0"
+    if args.overwrite and args.start != "new":
         parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
     return args
 
@@ -628,7 +638,7 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run.folder, f"{run.name}_")
-    if not (args.resume or args.load_model_epoch):
+    if args.start == "new":
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):
             if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != run.path("0"):
@@ -687,7 +697,7 @@ def resume_after_restart(args: argparse.Namespace) -> None:
     """Have the processes that torchrun started anew, because one died, go on with the run, however it was started."""
     is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if is_restart and ranks.from_first(checkpoint_path(args.save_path, args.name, "last").is_file):
-        args.resume, args.overwrite, args.init_from, args.load_model_epoch = True, False, None, None
+        args.start, args.checkpoint = "resume", "last"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -706,7 +716,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{one.name} is finished")
             continue
         if last and not args.overwrite:
-            one.resume, one.init_from = True, None
+            one.start, one.checkpoint = "resume", "last"
         if number := train_run(one, device):  # a signal that came when the last step was done
             sys.exit(128 + number)
 

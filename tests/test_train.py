@@ -583,7 +583,10 @@ def test_stop_at_dice_ends_the_run(run_train: Train, tmp_path: Path, capsys: pyt
         (["--model", "U", "--model_name", "UNet"], "give one of them"),
         (["--model", "R", "--load_model_epoch", "newest"], "'newest' is not last, best, final"),
         (["--model", "R", "--overwrite", "--load_model_epoch", "last"], "give one of them"),
-        (["--model", "R", "--resume", "--init_from", "best"], "--resume and --init_from contradict each other"),
+        (
+            ["--model", "R", "--resume", "--init_from", "best"],
+            "--resume, --init_from and --load_model_epoch contradict each other",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
