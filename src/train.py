@@ -345,9 +345,8 @@ def resolve_config(args: argparse.Namespace, start: dict[str, Any] | None) -> Co
     recipe = args.recipe or (loaded.recipe if goes_on else "default")
     wanted = RECIPES[recipe](args.model) if recipe in RECIPES else dataclasses.replace(loaded, network=args.model)
     config = dataclasses.replace(loaded if goes_on and recipe == loaded.recipe else wanted, **typed)
-    if loaded and (
-        loaded.network != config.network or (goes_on and config.network not in (wanted.network, args.model))
-    ):
+    is_asked_for = not goes_on or config.network in (wanted.network, args.model)
+    if loaded and (loaded.network != config.network or not is_asked_for):
         raise UserError(f"the checkpoint holds the network {loaded.network}, which --model {args.model} does not fit")
     if not goes_on:
         return config
@@ -537,14 +536,7 @@ def load_optimizer(state: TrainingState, moments: dict[int, dict[str, Tensor]]) 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; those of the config are None unless typed, because a checkpoint's value precedes the recipe's.
-
-    How the run starts is ``start``, with ``checkpoint``: which of the run's, or a file.
-
-        new         from fresh weights (None), or from a checkpoint's
-        continue    after a checkpoint's epoch, from its weights alone
-        resume      exactly, from ``last``
-    """
+    """The flags; those of the config are None unless typed, because a checkpoint's value precedes the recipe's."""
     recipe = RECIPES["default"]("UNet")
     parser = ArgumentParser("Train a network to separate pets from the background.")
     parser.add_run_options(network_names(), RECIPES)
@@ -593,6 +585,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("which network? --model U or --model R")
     if args.seeds and (args.resume or args.load_model_epoch or args.seed is not None):
         parser.error("--seeds names the seeds and resumes by itself: leave --seed, --resume, --load_model_epoch out")
+    resolve_start(parser, args)
+    return args
+
+
+def resolve_start(parser: ArgumentParser, args: argparse.Namespace) -> None:
+    """Say how the run starts by ``args.start``, with ``args.checkpoint``: which of the run's, or a file.
+
+    new         from fresh weights (None), or from a checkpoint's
+    continue    after a checkpoint's epoch, from its weights alone
+    resume      exactly, from ``last``
+    """
     which = args.load_model_epoch
     if args.resume + bool(args.init_from) + bool(which) > 1:
         parser.error("--resume, --init_from and --load_model_epoch contradict each other: give one of them")
@@ -604,7 +607,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.overwrite = args.overwrite or which == "0"
     if args.overwrite and args.start != "new":
         parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
-    return args
 
 
 def file_or_checkpoint(text: str) -> str | Path:

@@ -67,9 +67,9 @@ def test_every_field_is_checked() -> None:
 
 
 def test_an_unknown_field_names_itself() -> None:
-    for fields in ({"lerning_rate": 1}, {"augmentation": {"lerning_rate": 5}}):
+    for values in ({"lerning_rate": 1}, {"augmentation": {"lerning_rate": 5}}):
         with pytest.raises(UserError, match=r"^recipe 'mine': no field is called lerning_rate$"):
-            Config.from_dict({"network": "UNet", "recipe": "mine"} | fields)
+            Config.from_dict({"network": "UNet", "recipe": "mine"} | values)
 
 
 def test_a_batch_that_leaves_batchnorm_one_value_is_refused() -> None:

@@ -585,7 +585,7 @@ def test_stop_at_dice_ends_the_run(run_train: Train, tmp_path: Path, capsys: pyt
         (["--model", "R", "--overwrite", "--load_model_epoch", "last"], "give one of them"),
         (
             ["--model", "R", "--resume", "--init_from", "best"],
-            "--resume, --init_from and --load_model_epoch contradict each other",
+            "--resume, --init_from and --load_model_epoch contradict",
         ),
     ],
 )
