@@ -110,6 +110,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             holder = path.read_text(errors="replace").strip()
         holder = holder or "another process"
         raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
+    except OSError as error:  # a network file system without locks, say: the system's error lacks the name
+        raise OSError(error.errno, error.strerror, str(path)) from error
     with lock:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):  # Windows: nobody else may open a locked file

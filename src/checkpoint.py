@@ -104,15 +104,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             loaded = recognise(path, state)
         else:
             loaded = _read_format_1(path, state) if version == 1 else _check_entries(path, state)
-        bad = [name for name, value in loaded["model"].items() if value.is_complex() or not value.isfinite().all()]
+        for name, value in loaded["model"].items():
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
+                raise UserError(f"{name} has a form that no network of this project has")
+            if not value.isfinite().all():
+                raise UserError(f"its weights are not finite, {name} first: its run diverged; take an earlier one")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
         what = f"it lacks the entry {error}" if isinstance(error, KeyError) else str(error)
         what = " ".join(what.split())[:250]  # of whatever value is quoted there
         raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
-    if bad:
-        raise UserError(
-            f"{path} holds weights that are not finite numbers, {bad[0]} first: its run diverged; take an earlier one"
-        )
     return loaded
 
 
@@ -122,9 +122,9 @@ def _read(path: Path) -> Any:
     Raises:
         UserError: not there (says what is), broken, or more than plain data.
     """
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path} is broken or no checkpoint: it is not a regular file")
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a regular file")
         if zipfile.is_zipfile(path):  # as everything that we write
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
@@ -172,7 +172,7 @@ def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     is_possible = type(state["epoch"]) is int and 0 <= state["epoch"] < 10**6
     check("epoch", is_possible and epochs in (0, state["epoch"]))
     check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
-    check("data_path", isinstance(state["data_path"], str) and "\0" not in state["data_path"])
+    check("data_path", isinstance(state["data_path"], str) and state["data_path"].isprintable())
     versions = state.get("versions") or {}
     check("versions", isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values()))
     for entry in ("commit", "command"):
@@ -190,7 +190,7 @@ def is_history_row(row: Any) -> bool:
         isinstance(row, dict)
         and row.keys() >= set(HISTORY_COLUMNS)
         and all(isinstance(column, str) for column in row)
-        and all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in row.values())
+        and all(type(value) is float or (type(value) is int and abs(value) < 2**53) for value in row.values())
         and math.isfinite(row["seconds"])
     )
 

@@ -242,44 +242,27 @@ def run_name(text: str) -> str:
     return text
 
 
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
+def number(words: str, lowest: float, highest: float, whole: bool = False) -> Callable[[str], float]:
+    """A parser of a flag's value: a number between two, both included; ``words`` say which in the error's message."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= highest or (whole and not text.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return parse
 
 
-def whole_number(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up to 2^63 - 1")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
-    return value
-
-
-def positive_float(text: str) -> float:
-    if seconds(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return float(text)
-
-
-def fraction(text: str) -> float:
-    if positive_float(text) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return float(text)
-
-
-def image_size(text: str) -> int:
-    if not 32 <= positive_int(text) <= LARGEST_IMAGE:
-        raise argparse.ArgumentTypeError(f"{text} is not from 32 to {LARGEST_IMAGE} pixels")
-    return int(text)
+positive_int = number("a whole number from 1 up", 1, float("inf"), whole=True)
+whole_number = number("a whole number from 0 up to 2^63 - 1", 0, 2**63 - 1, whole=True)
+image_size = number(f"from 32 to {LARGEST_IMAGE} pixels", 32, LARGEST_IMAGE, whole=True)
+seconds = number("a number from 0 up", 0, sys.float_info.max)
+positive_float = number("a number above 0", sys.float_info.min, sys.float_info.max)
+fraction = number("above 0 and at most 1", sys.float_info.min, 1)
 
 
 def which_checkpoint(text: str) -> str:

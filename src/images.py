@@ -3,7 +3,7 @@
 import io
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +40,7 @@ def decode_image(path: Path) -> np.ndarray:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return _decode_with_pillow(path, data, "RGB")
+    return _decode_with_pillow(data, path, "RGB")
 
 
 def decode_raw(path: Path) -> np.ndarray:
@@ -58,7 +58,7 @@ def decode_raw(path: Path) -> np.ndarray:
             values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if values is not None and values.ndim == 2 and values.dtype == np.uint8:  # OpenCV expands palettes to BGR
                 return values
-    return _decode_with_pillow(path, data, None)
+    return _decode_with_pillow(data, path, None)
 
 
 def decode_photo(data: bytes, name: object) -> np.ndarray:
@@ -74,29 +74,13 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
     Raises:
         UserError: broken, of another format, or with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     formats = list(PHOTO_FORMATS)
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
         formats.append("HEIF")
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
-                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGBA"))
-    except UnidentifiedImageError:
-        heic = " (HEIC needs: pip install pillow-heif)" if data[4:8] == b"ftyp" and "HEIF" not in formats else ""
-        raise UserError(f"{name} is not a photo that can be read{heic}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{name} has over {Image.MAX_IMAGE_PIXELS:,} pixels; --pixel_limit MEGAPIXELS allows more"
-        ) from None
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
-        raise UserError(f"{name} is broken: {error}") from None
+    return _decode_with_pillow(data, name, "RGBA", formats)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -145,22 +129,33 @@ def size_in_header(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _decode_with_pillow(path: Path, data: bytes, mode: str | None) -> np.ndarray:
-    """Decode strictly and slowly what OpenCV cannot read or reads wrongly; mode None keeps the stored values."""
-    from PIL import Image, UnidentifiedImageError
+def _decode_with_pillow(
+    data: bytes, name: object, mode: str | None, photo_formats: Sequence[str] | None = None
+) -> np.ndarray:
+    """Decode strictly and slowly; mode None keeps the stored values, photo formats are shown as by a viewer."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
-            if mode == "RGB" and image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
-                return np.repeat((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(image if mode is None else image.convert(mode))
+        with Image.open(io.BytesIO(data), formats=photo_formats or PHOTO_FORMATS) as image:
+            if mode is None:
+                return np.array(image)
+            if photo_formats:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bit: Pillow would clip, so take the upper byte
+                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            return np.array(image.convert(mode))
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        is_heic = photo_formats and data[4:8] == b"ftyp" and "HEIF" not in photo_formats
+        heic = " (HEIC needs: pip install pillow-heif)" if is_heic else ""
+        raise UserError(f"{name} is not an image that can be read{heic}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit, more = 2 * Image.MAX_IMAGE_PIXELS, ""
+        if photo_formats:
+            limit, more = Image.MAX_IMAGE_PIXELS, "; --pixel_limit MEGAPIXELS allows more"
+        raise UserError(f"{name} has over {limit:,} pixels{more}") from None
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
         reason = str(error).split(" (")[0]  # without Pillow's count of bytes: the same for all files broken alike
-        raise UserError(f"{path} is broken: {reason}") from error
+        raise UserError(f"{name} is broken: {reason}") from None
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:

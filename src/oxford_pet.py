@@ -17,7 +17,6 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -279,7 +278,7 @@ class Split:
     def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield samples in the given order as pixels (N, S, S, 4) uint8 on a device.
 
-        Pixels that are elsewhere are fetched one batch ahead by a thread, so the device does not wait for the disk.
+        Pixels that are elsewhere are fetched ahead by threads, so the device does not wait for the disk.
 
         Args:
             order: (n,) int64, indices of samples, on the CPU.
@@ -293,14 +292,8 @@ class Split:
             pixels = self.pixels[part]
             return pixels.pin_memory() if device.type == "cuda" else pixels
 
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for part in order.split(size):
-                ready, ahead = ahead, pool.submit(fetch, part)
-                if ready:
-                    yield ready.result().to(device, non_blocking=True)
-            if ahead:
-                yield ahead.result().to(device, non_blocking=True)
+        for pixels in in_threads(fetch, order.split(size), ahead=1):
+            yield pixels.to(device, non_blocking=True)
 
 
 def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -408,18 +401,12 @@ def download(target: Path = DATASET) -> None:
     Raises:
         UserError: no network, a wrong checksum, or ``target`` holds other files or an incomplete data set.
     """
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / "annotations" / "trainval.txt").is_file():
-            raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
-        missing = missing_files(target)
-        if missing:
-            raise UserError(
-                f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
-            )
-        print(f"{target} is complete already")
+    if is_complete_data_set(target):
         return
     parent = target.absolute().parent
     with locked(parent / f".{target.name}.lock"):
+        if is_complete_data_set(target):  # another process has downloaded it meanwhile
+            return
         remove_leftovers(parent, f"{target.name}.")
         downloaded = parent / f".{target.name}.download"
         for partial in downloaded.glob("*.partial"):  # of a download that was killed
@@ -431,6 +418,25 @@ def download(target: Path = DATASET) -> None:
                 _unpack(archive, folder)
         shutil.rmtree(downloaded, ignore_errors=True)
     print(f"wrote {target}")
+
+
+def is_complete_data_set(target: Path) -> bool:
+    """Whether the data set is there, which is then said; False if there is nothing.
+
+    Raises:
+        UserError: there is something else, or a part of it.
+    """
+    if not (target.is_dir() and any(target.iterdir())):
+        return False
+    if not (target / "annotations" / "trainval.txt").is_file():
+        raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
+    missing = missing_files(target)
+    if missing:
+        raise UserError(
+            f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
+        )
+    print(f"{target} is complete already")
+    return True
 
 
 def _fetch(url: str, md5: str, parent: Path, downloaded: Path) -> Path:

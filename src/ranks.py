@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cli import UserError, choose_device
+
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -22,13 +24,19 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def join(device: torch.device) -> torch.device:
-    """Meet the other processes, and return this one's device; only rank 0 prints from here on."""
+def join(wanted: str, threads: int | None = None) -> torch.device:
+    """Choose this process's device, as ``choose_device``, and meet the others; only rank 0 prints from here on.
+
+    Raises:
+        UserError: the device is not there, or not torchrun started the processes.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        return choose_device(wanted, threads)
+    if missing := {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise UserError(f"WORLD_SIZE is set and {min(missing)} is not: start the processes by torchrun, or unset it")
+    if wanted in ("auto", "cuda") and torch.cuda.device_count():  # cuda:0 would take some of its memory at once
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = choose_device(wanted, threads)
     store, own_rank, count = next(dist.rendezvous("env://"))
     # torchrun may keep the store when it starts the processes anew, and what those before left in it leads nowhere. (Of
     # several machines, each counts its own restarts: see README for what they need.)

@@ -5,7 +5,7 @@ To add a recipe: a function of the network's name that returns a ``Config``, and
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -63,56 +63,16 @@ class Config:
     stop_at_dice: float | None = None  # end the run when the validation Dice reaches it
 
     def __post_init__(self) -> None:
-        if not isinstance(self.augmentation, Augmentation) or not isinstance(self.augmentation.whole_degrees, bool):
-            raise UserError(f"recipe {self.recipe!r}: augmentation is {self.augmentation!r}, not an Augmentation(...)")
-        choices = {
-            "network": NETWORKS,
-            "loss": LOSSES,
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "boundary": BOUNDARIES,
-            "precision": PRECISIONS,
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if not (isinstance(value, str) and value in allowed):
-                raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}; there are {', '.join(allowed)}")
-        for owner, ranges in ((self, self._ranges()), (self.augmentation, AUGMENTATION_RANGES)):
-            for name, (lowest, highest) in ranges.items():
+        for owner, checks in ((self, CHECKS), (self.augmentation, AUGMENTATION_CHECKS)):
+            for name, allowed in checks.items():
                 value = getattr(owner, name)
-                if not _is_number(value, lowest, highest, whole=isinstance(lowest, int)):
-                    raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}")
-        shapes = {
-            "recipe": isinstance(self.recipe, str),
-            "mean": _is_colour(self.mean, -math.inf),
-            "std": _is_colour(self.std, 1e-6),
-            "progressive": isinstance(self.progressive, tuple | list) and all(map(_is_stage, self.progressive)),
-            "score_train": isinstance(self.score_train, bool),
-            "export_weights": isinstance(self.export_weights, bool),
-        }
-        for name, is_right in shapes.items():
-            if not is_right:
-                raise UserError(f"recipe {self.recipe!r}: {name} cannot be {getattr(self, name)!r}")
+                is_allowed = allowed(value) if callable(allowed) else isinstance(value, str) and value in allowed
+                if not is_allowed:
+                    choices = "" if callable(allowed) else f"; there are {', '.join(allowed)}"
+                    raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}{choices}")
         object.__setattr__(self, "progressive", tuple(map(tuple, self.progressive)))  # lists come from files
         if self.batch_size * (self.image_size_at(1) // 32) ** 2 < 2:
             raise UserError("a batch of 1 below 64x64 pixels leaves BatchNorm a single value; take 2 or more")
-
-    def _ranges(self) -> dict[str, tuple[float, float]]:
-        """The least and the largest value of each number; whole numbers where the least is an int."""
-        ranges: dict[str, tuple[float, float]] = {
-            "ramp_epochs": (1, 10**6),
-            "learning_rate": (1e-12, 1e6),
-            "weight_decay": (0.0, 1e6),
-            "warmup": (0.0, 0.999),
-            "decay": (1e-6, 1.0),
-            "ema_steps": (0, 10**9),
-            "epochs": (1, 10**6),
-            "batch_size": (1, 10**6),
-            "image_size": (32, LARGEST_IMAGE),
-            "seed": (0, 2**63 - 1),
-        }
-        optional = {"limit": (1, 10**9), "train_images": (1, 10**9), "stop_at_dice": (1e-9, 1.0)}
-        return ranges | {name: span for name, span in optional.items() if getattr(self, name) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
@@ -155,30 +115,76 @@ class Config:
         return self.learning_rate
 
 
-AUGMENTATION_RANGES = {
-    "horizontal_flip": (0.0, 1.0),
-    "vertical_flip": (0.0, 1.0),
-    "rotation": (0.0, 180.0),
-    "zoom": (1.0, 100.0),
-    "stretch": (1.0, 100.0),
-    "shift": (0.0, 1.0),
-    "brightness": (0.0, 1.0),
-    "contrast": (1.0, 100.0),
-}
+# ---------------------------------------------------------------------------------------------- allowed values
 
 
-def _is_number(value: Any, lowest: float, highest: float, whole: bool = False) -> bool:
-    kinds = int if whole else int | float
-    return isinstance(value, kinds) and not isinstance(value, bool) and lowest <= value <= highest
+def number(lowest: float, highest: float, or_none: bool = False) -> Callable[[Any], bool]:
+    """A check for a number in a range, both ends included; whole where the lowest is an int."""
+    kinds = int if isinstance(lowest, int) else int | float
+
+    def is_allowed(value: Any) -> bool:
+        if value is None:
+            return or_none
+        return isinstance(value, kinds) and not isinstance(value, bool) and lowest <= value <= highest
+
+    return is_allowed
 
 
-def _is_stage(pair: Any) -> bool:
+def is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def colour(lowest: float) -> Callable[[Any], bool]:
+    """A check for three numbers from ``lowest`` up."""
+    return lambda value: isinstance(value, tuple | list) and len(value) == 3 and all(map(number(lowest, 1e6), value))
+
+
+def is_stage(pair: Any) -> bool:
+    """Whether this may be an entry of ``Config.progressive``."""
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-    return is_pair and _is_number(pair[0], 0.0, 1.0) and _is_number(pair[1], 1, 8, whole=True) and 8 % pair[1] == 0
+    return is_pair and number(0.0, 1.0)(pair[0]) and number(1, 8)(pair[1]) and 8 % pair[1] == 0
 
 
-def _is_colour(value: Any, lowest: float) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 3 and all(_is_number(v, lowest, 1e6) for v in value)
+# For each field, the names to choose from, or a check.
+CHECKS: dict[str, Collection[str] | Callable[[Any], bool]] = {
+    "recipe": lambda value: isinstance(value, str) and value.isprintable(),
+    "augmentation": lambda value: isinstance(value, Augmentation),
+    "network": NETWORKS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "boundary": BOUNDARIES,
+    "precision": PRECISIONS,
+    "mean": colour(-math.inf),
+    "std": colour(1e-6),
+    "ramp_epochs": number(1, 10**6),
+    "learning_rate": number(1e-12, 1e6),
+    "weight_decay": number(0.0, 1e6),
+    "warmup": number(0.0, 0.999),
+    "decay": number(1e-6, 1.0),
+    "ema_steps": number(0, 10**9),
+    "epochs": number(1, 10**6),
+    "progressive": lambda value: isinstance(value, tuple | list) and all(map(is_stage, value)),
+    "batch_size": number(1, 10**6),
+    "score_train": is_bool,
+    "export_weights": is_bool,
+    "image_size": number(32, LARGEST_IMAGE),
+    "seed": number(0, 2**63 - 1),
+    "limit": number(1, 10**9, or_none=True),
+    "train_images": number(1, 10**9, or_none=True),
+    "stop_at_dice": number(1e-9, 1.0, or_none=True),
+}
+AUGMENTATION_CHECKS = {
+    "horizontal_flip": number(0.0, 1.0),
+    "vertical_flip": number(0.0, 1.0),
+    "rotation": number(0.0, 180.0),
+    "whole_degrees": is_bool,
+    "zoom": number(1.0, 100.0),
+    "stretch": number(1.0, 100.0),
+    "shift": number(0.0, 1.0),
+    "brightness": number(0.0, 1.0),
+    "contrast": number(1.0, 100.0),
+}
 
 
 # ---------------------------------------------------------------------------------------------- the recipes

@@ -36,7 +36,6 @@ from cli import (
     ArgumentParser,
     StopSignal,
     UserError,
-    choose_device,
     choose_precision,
     default_run_name,
     describe,
@@ -57,7 +56,7 @@ from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
 from predictor import Predictor
-from recipes import RECIPES, Config
+from recipes import OPTIMIZERS, RECIPES, Config
 from report import curves, draw_curves, read_history, render_page, training_facts, write_history
 from trimap import BOUNDARIES, target_and_weight
 
@@ -317,18 +316,18 @@ def start_checkpoint(args: argparse.Namespace) -> dict[str, Any] | None:
         UserError: it is not there, or a run is there that the flags do not speak of.
     """
     folder = args.save_path / args.name
-    is_new = not (args.resume or args.load_model_epoch)
-    if is_new and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
+    if args.start == "new" and not args.overwrite and any(folder.glob(f"{args.name}_*.pth")):
+        can_resume = checkpoint_path(args.save_path, args.name, "last").is_file()
         raise UserError(
-            f"{folder} holds a run already. Go on with it: --resume. Replace it: --overwrite. "
-            "Keep it, and train another: --name NAME"
+            f"{folder} holds a run already. {'Go on with it: --resume. ' if can_resume else ''}"
+            "Replace it: --overwrite. Keep it, and train another: --name NAME"
         )
-    which = "last" if args.resume else args.load_model_epoch or args.init_from
+    which = args.checkpoint
     if which is None:
         return None
     path = which if isinstance(which, Path) else checkpoint_path(args.save_path, args.name, which)
     state = load_checkpoint(path)
-    if state["epoch"] is None and not args.init_from:
+    if state["epoch"] is None and args.start != "new":
         raise UserError(f"{path} holds weights alone: only --init_from can start from them")
     return state
 
@@ -342,21 +341,22 @@ def resolve_config(args: argparse.Namespace, start: dict[str, Any] | None) -> Co
     fields = {field.name for field in dataclasses.fields(Config)} - {"network", "recipe"}
     typed = {key: value for key, value in vars(args).items() if key in fields and value is not None}
     loaded: Config | None = start["config"] if start else None
-    recipe = args.recipe or (loaded.recipe if loaded and not args.init_from else "default")
+    goes_on = args.start != "new"
+    recipe = args.recipe or (loaded.recipe if goes_on else "default")
     wanted = RECIPES[recipe](args.model) if recipe in RECIPES else dataclasses.replace(loaded, network=args.model)
-    goes_on = loaded is not None and not args.init_from
     config = dataclasses.replace(loaded if goes_on and recipe == loaded.recipe else wanted, **typed)
-    if loaded is None:
-        return config
-    if loaded.network != config.network or (not args.init_from and config.network not in (wanted.network, args.model)):
+    is_asked_for = not goes_on or config.network in (wanted.network, args.model)
+    if loaded and (loaded.network != config.network or not is_asked_for):
         raise UserError(f"the checkpoint holds the network {loaded.network}, which --model {args.model} does not fit")
-    if args.resume:
+    if not goes_on:
+        return config
+    if args.start == "resume":
         check_exact(config, loaded)
-    if not args.init_from and config.epochs <= start["epoch"]:
+    if config.epochs <= start["epoch"]:
         done = plural(start["epoch"], "epoch")
         more = "--load_model_epoch final" if depends_on_epochs(config) else "--resume"
         raise UserError(f"{done} of {config.epochs} done; to go on: {more} --epochs MORE")
-    if not args.init_from and (start["scores"].get("valid_dice", 0) >= (config.stop_at_dice or math.inf)):
+    if start["scores"].get("valid_dice", 0) >= (config.stop_at_dice or math.inf):
         raise UserError(f"--stop_at_dice {config.stop_at_dice} is reached: --resume --stop_at_dice HIGHER goes on")
     return config
 
@@ -400,12 +400,12 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     start = ranks.from_first(lambda: start_checkpoint(args))
     config = resolve_config(args, start)
     data_path = args.data_path
-    if data_path is None and start is not None and not args.init_from:
+    if data_path is None and args.start != "new":
         data_path = known_data_path(start["data_path"])
     if data_path is None:
         data_path = DATASET
         if not (DATASET / "annotations").is_dir():
-            download(DATASET)
+            ranks.from_first(lambda: download(DATASET))
     root = find_root(data_path)
     print_plan(args, config, device, root)
     limits = {"train": config.train_images or config.limit, "valid": config.limit}
@@ -464,11 +464,11 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
     """
     state = run.state
     state.ema_model.load_state_dict(start["model"])
-    if args.init_from:
+    if args.start == "new":
         state.model.load_state_dict(start["model"])
         return
     state.epoch, run.history = start["epoch"], start["history"]
-    if args.resume:
+    if args.start == "resume":
         try:
             resume(run, start["training"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
@@ -501,28 +501,38 @@ def resume(run: Run, training: dict[str, Any]) -> None:
     if not have_equal_shapes(training["model"], state.model.state_dict()):
         raise ValueError("its weights are not those of the network")
     state.model.load_state_dict(training["model"])
-    fresh = state.optimizer.state_dict()["param_groups"]  # the config decides
-    state.optimizer.load_state_dict({"state": training["optimizer"]["state"], "param_groups": fresh})
-    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    names = {"momentum_buffer"} if state.config.optimizer == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
-    if state.optimizer.state and state.optimizer.state.keys() != set(parameters):
-        raise ValueError("the optimizer's state is not that of all weights")
-    for parameter, kept in state.optimizer.state.items():
-        shapes = {name: torch.Size() if name == "step" else parameter.shape for name in names}
-        if {name: value.shape for name, value in kept.items()} != shapes:
-            raise ValueError("the optimizer's tensors have other shapes than the weights")
-        if not all(value.layout == torch.strided and value.isfinite().all() for value in kept.values()):
-            raise ValueError("the optimizer's tensors are not finite")
-    state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], float(training["seconds"])
-    if not (type(state.step) is type(state.ema_step) is int and 0 <= state.step <= state.steps_per_epoch):
-        raise ValueError(f"its step cannot be {state.step!r}")
-    if not 0 <= state.ema_step <= state.global_step:
-        raise ValueError(f"its ema_step cannot be {state.ema_step!r}")
+    load_optimizer(state, training["optimizer"]["state"])
+    state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], training["seconds"]
+    run.best_dice = training["best_dice"]
     state.loss_sum.copy_(training["loss_sum"])
-    run.best_dice = float(training["best_dice"])
-    if not all(map(math.isfinite, (state.seconds, state.loss_sum, run.best_dice))):
-        raise ValueError("its seconds, loss_sum and best_dice are not all finite")
+    right = {
+        "step": type(state.step) is int and 0 <= state.step <= state.steps_per_epoch,
+        "ema_step": type(state.ema_step) is int and 0 <= state.ema_step <= state.global_step,
+        "seconds": type(state.seconds) is float and 0 <= state.seconds < math.inf,
+        "best_dice": type(run.best_dice) is float and -1 <= run.best_dice <= 1,
+        "loss_sum": math.isfinite(state.loss_sum),
+    }
+    for name, is_right in right.items():
+        if not is_right:
+            raise ValueError(f"its {name} cannot be {training[name]!r}")
     check_finite(state)
+
+
+def load_optimizer(state: TrainingState, moments: dict[int, dict[str, Tensor]]) -> None:
+    """Take over what the optimizer keeps of each weight; all else about it follows from the config.
+
+    Raises:
+        ValueError: these are not what this optimizer keeps of these weights.
+    """
+    optimizer, weight = state.optimizer, torch.zeros(1, requires_grad=True)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    weight.grad = torch.zeros(1)
+    sample = OPTIMIZERS[state.config.optimizer]([weight], lr=1.0)
+    sample.step()
+    for parameter in state.model.parameters() if moments else ():  # none before the first step
+        kept = {name: value.shape for name, value in optimizer.state[parameter].items()}
+        if kept != {name: parameter.shape if value.ndim else () for name, value in sample.state[weight].items()}:
+            raise ValueError("what its optimizer keeps does not fit the weights")
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -578,16 +588,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("which network? --model U or --model R")
     if args.seeds and (args.resume or args.load_model_epoch or args.seed is not None):
         parser.error("--seeds names the seeds and resumes by itself: leave --seed, --resume, --load_model_epoch out")
-    starts = [flag for flag in ("resume", "init_from", "load_model_epoch") if getattr(args, flag)]
-    if len(starts) > 1:
-        parser.error(f"--{starts[0]} and --{starts[1]} contradict each other: give one of them")
-    args.resume = args.resume or args.load_model_epoch == "last"
-    if args.load_model_epoch == "0":
-        args.overwrite = True
-    args.load_model_epoch = None if args.load_model_epoch in ("0", "last") else args.load_model_epoch
-    if args.overwrite and (args.resume or args.load_model_epoch):
-        parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
+    resolve_start(parser, args)
     return args
+
+
+def resolve_start(parser: ArgumentParser, args: argparse.Namespace) -> None:
+    """Say how the run starts by ``args.start``, with ``args.checkpoint``: which of the run's, or a file.
+
+    new         from fresh weights (None), or from a checkpoint's
+    continue    after a checkpoint's epoch, from its weights alone
+    resume      exactly, from ``last``
+    """
+    which = args.load_model_epoch
+    if args.resume + bool(args.init_from) + bool(which) > 1:
+        parser.error("--resume, --init_from and --load_model_epoch contradict each other: give one of them")
+    args.start, args.checkpoint = "new", args.init_from
+    if args.resume or which == "last":
+        args.start, args.checkpoint = "resume", "last"
+    elif which not in (None, "0"):
+        args.start, args.checkpoint = "continue", which
+    args.overwrite = args.overwrite or which == "0"
+    if args.overwrite and args.start != "new":
+        parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
 
 
 def file_or_checkpoint(text: str) -> str | Path:
@@ -621,7 +643,7 @@ def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run.folder, f"{run.name}_")
-    if not (args.resume or args.load_model_epoch):
+    if args.start == "new":
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):
             if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != run.path("0"):
@@ -675,13 +697,13 @@ def resume_after_restart(args: argparse.Namespace) -> None:
     """Have the processes that torchrun started anew, because one died, go on with the run, however it was started."""
     restarts = ranks.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts its own
     if restarts and ranks.from_first(checkpoint_path(args.save_path, args.name, "last").is_file):
-        args.resume, args.overwrite, args.init_from, args.load_model_epoch = True, False, None, None
+        args.start, args.checkpoint = "resume", "last"
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.keep_freed_memory()
-    device = ranks.join(choose_device(args.device, args.threads))
+    device = ranks.join(args.device, args.threads)
     if args.compile and ranks.world() > 1:
         raise UserError("--compile takes one process only")
     if not args.seeds:
@@ -701,7 +723,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{one.name} is finished")
             continue
         if last and not args.overwrite:
-            one.resume, one.init_from = True, None
+            one.start, one.checkpoint = "resume", "last"
         if number := train_run(one, device):  # a signal that came when the last step was done
             sys.exit(128 + number)
 

@@ -111,6 +111,16 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tiny_network: None, tmp_pat
     assert refused > 100  # the others hit what pads the tensors
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.pth").symlink_to("/dev/zero")
+    (tmp_path / "folder.pth").mkdir()
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match="it is not a regular file"):
+            load_checkpoint(path)
+
+
 def without(entry: str) -> Callable[[dict], object]:
     return lambda state: state.pop(entry)
 
@@ -132,7 +142,7 @@ def put(value: object, *keys: str) -> Callable[[dict], object]:
         for keys, values in {
             ("config",): (7, [], {}, {"recipe": "default"}),
             ("config", "network"): ("NoSuchNet", None, ["UNet"]),
-            ("config", "recipe"): (None, 3),
+            ("config", "recipe"): (None, 3, "\x1b[2J"),
             ("config", "progressive"): ([(0.5, torch.ones(2))], [(0.5, 2.0)], [(0.5, True)]),
             ("versions",): ("2.0", {"torch": 2}),
             ("command",): (["python"],),
@@ -154,23 +164,16 @@ def put(value: object, *keys: str) -> Callable[[dict], object]:
             ("model",): (None, [1, 2], {}, {"0.weight": torch.zeros(4, 3, 3, 3)}),
             ("model", "0.weight"): (torch.zeros(4, 3, 3, 2), torch.zeros(4, 3, 3, 3).to(torch.complex64), 1.0, "x"),
             ("model", "0.bias"): (
-                torch.ones(4).to_sparse(),
-                torch.ones(4).to("meta"),
                 torch.full((4,), float("nan")),
                 torch.full((4,), float("inf")),
+                torch.zeros(4, device="meta"),
+                torch.zeros(4, layout=torch.sparse_coo),
             ),
             ("epoch",): (-1, 2, "1", 1.0, True, 10**30),
-            ("history",): (
-                {},
-                1,
-                [1],
-                [{}],
-                [ROW, ROW],
-                [ROW | {"valid_dice": "0.9"}],
-                [ROW | {"seconds": float("inf")}],
-            ),
+            ("history",): ({}, 1, [1], [{}], [ROW, ROW], [ROW | {"valid_dice": "0.9"}]),
+            ("scores", "seconds"): (10**400, float("inf")),
             ("scores",): (1, {}, {"valid_dice": 0.5}),
-            ("data_path",): (3, None, "a\0b"),
+            ("data_path",): (3, None, "a\0b", "\x1b[2J"),
             ("format",): (3, "2", None, torch.ones(2)),
         }.items()
         for value in values

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import cli
+import ranks
 from cli import REPO, ArgumentParser, StopSignal, UserError, choose_device, choose_precision, run_script
 
 CPU = torch.device("cpu")
@@ -162,6 +163,24 @@ def test_of_two_gpus_the_named_one_is_used_or_the_first(cards: Callable) -> None
         assert cli.describe(device, torch.bfloat16) == f"Card {index} (cuda:{index}, of 2), bfloat16"
     cards(1)
     assert cli.describe(choose_device("auto"), torch.bfloat16) == "Card 0, bfloat16"
+
+
+def test_each_process_of_torchrun_takes_its_own_card_and_no_other(
+    cards: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = cards(2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="LOCAL_RANK is not: start the processes by torchrun"):
+        ranks.join("auto")
+    for name, value in {"RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"^--device cuda:2: PyTorch .* no such device"):
+        ranks.join("auto")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(ranks.dist, "rendezvous", lambda _: iter(()))
+    with pytest.raises(StopIteration):  # it would meet the others now
+        ranks.join("auto")
+    assert [str(device) for device in current] == ["cuda:1"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -323,6 +324,7 @@ HOSTILE_NAMES = {
     "c:drive": "no plain name",
     "nul\0": "no plain name",
     "bell\a": "no plain name",
+    "\x9b2J": "no plain name",  # CSI, which clears a terminal
     "x" * 201: "no plain name",
     "ä" * 101: "no plain name",
     "Tabby_001": "is on a line above already",
@@ -493,6 +495,19 @@ def test_a_broken_archive_placed_by_hand_is_named(archives: list[Path], target: 
     (target.parent / "images.tar.gz").write_bytes(archives[0].read_bytes()[:-1])
     with pytest.raises(UserError, match=r"home/images\.tar\.gz is broken: its MD5 is not"):
         download(target)
+
+
+def test_a_download_that_another_process_has_just_finished_is_not_repeated(
+    archives: list[Path], target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def finish_in_another(path: Path) -> AbstractContextManager:
+        monkeypatch.setattr(oxford_pet, "locked", locked)
+        download(target)
+        return locked(path)
+
+    monkeypatch.setattr(oxford_pet, "locked", finish_in_another)
+    download(target)
+    assert capsys.readouterr().out.splitlines()[-1] == f"{target} is complete already"
 
 
 def test_a_second_download_says_who_is_at_it_and_a_killed_ones_leftovers_go(archives: list[Path], target: Path) -> None:

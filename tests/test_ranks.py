@@ -96,7 +96,7 @@ def test_a_run_stops_on_both_ranks_and_resumes_on_any_number(drawn_pets: Path, t
         done = torch.load(tmp_path / "R" / "R_last.pth")["epoch"]
     assert done == 12
     assert [int(float(row.split(",")[0])) for row in history(tmp_path)] == list(range(1, 13))
-    assert {path.suffix for path in (tmp_path / "R").iterdir()} == {".pth", ".csv", ".npy", ".png", ".json"}
+    assert {path.suffix for path in (tmp_path / "R").iterdir()} == {".pth", ".csv", ".npy", ".png", ".json", ".html"}
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def compute(drawn_pets: Path, result: Path) -> None:
 
     # In float32, rounding alone moves this gradient by 0.5%: some features are close to 0, where ReLU bends.
     torch.set_default_dtype(torch.float64)
-    device = ranks.join(torch.device("cpu"))
+    device = ranks.join("cpu")
     config = replace(RECIPES["default"]("ResNet34_UNet_small"), batch_size=BATCH, image_size=64, precision="fp32")
     train, test = (load_split(drawn_pets, mode, 64) for mode in ("train", "test"))
     state = create_state(config, device, train, test)

@@ -1,14 +1,14 @@
 """recipes.py: a config comes back as it was written, refuses what is impossible, and schedules as the reports did."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from augment import Augmentation, draw_epoch
 from cli import UserError
-from recipes import RECIPES, Config
+from recipes import AUGMENTATION_CHECKS, CHECKS, RECIPES, Config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +52,7 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default() -> None:
         ({"score_train": "yes"}, "score_train cannot be 'yes'"),
         ({"augmentation": Augmentation(horizontal_flip=2)}, "horizontal_flip cannot be 2"),
         ({"augmentation": Augmentation(zoom=0.5)}, "zoom cannot be 0.5"),
-        ({"augmentation": None}, "augmentation is None"),
+        ({"augmentation": None}, "augmentation cannot be None"),
     ],
 )
 def test_an_impossible_value_names_itself(values: dict, said: str) -> None:
@@ -61,10 +61,15 @@ def test_an_impossible_value_names_itself(values: dict, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_every_field_is_checked() -> None:
+    assert CHECKS.keys() == {field.name for field in fields(Config)}
+    assert AUGMENTATION_CHECKS.keys() == {field.name for field in fields(Augmentation)}
+
+
 def test_an_unknown_field_names_itself() -> None:
-    for fields in ({"lerning_rate": 1}, {"augmentation": {"lerning_rate": 5}}):
+    for values in ({"lerning_rate": 1}, {"augmentation": {"lerning_rate": 5}}):
         with pytest.raises(UserError, match=r"^recipe 'mine': no field is called lerning_rate$"):
-            Config.from_dict({"network": "UNet", "recipe": "mine"} | fields)
+            Config.from_dict({"network": "UNet", "recipe": "mine"} | values)
 
 
 def test_a_batch_that_leaves_batchnorm_one_value_is_refused() -> None:

@@ -355,6 +355,9 @@ def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path:
             run_train("--epochs", 2, *flags)
     assert (tmp_path / "R" / "R_best.pth").read_bytes() == before
     run_train("--epochs", 1, "--name", "other")  # beside it is fine
+    (tmp_path / "other" / "other_last.pth").unlink()  # of a run that was killed before it wrote this one
+    with pytest.raises(UserError, match=r"holds a run already\. Replace it: --overwrite"):
+        run_train("--epochs", 1, "--name", "other")
     for flags in (["--overwrite"], ["--load_model_epoch", "0"]):
         run_train("--epochs", 2, *flags)
         assert len(read_history(tmp_path)) == 2
@@ -439,11 +442,14 @@ def test_a_signal_after_the_steps_leaves_the_epoch_to_the_resumed_run(
         (("best_dice",), 10**400),
         (("best_dice",), float("nan")),
         (("optimizer", "state", 0), {"step": torch.tensor(2.0), "exp_avg": torch.zeros(9)}),
+        (("optimizer", "state", 0), {"step": torch.tensor(2.0), "exp_avg": torch.zeros(4, 3, 3, 3)}),
+        (("optimizer", "state"), {3: {name: torch.zeros(()) for name in ("step", "exp_avg", "exp_avg_sq")}}),
+        (("ema_step",), 6),
         (("step",), 6),
         (("step",), "2"),
         (("loss_sum",), torch.zeros(3)),
-        (("seconds",), None),
-        (("best_dice",), "x"),
+        *((("seconds",), value) for value in (None, -1.0, float("nan"), float("inf"), 1)),
+        *((("best_dice",), value) for value in ("x", 1)),
         (("fingerprints",), None),
     ],
 )
@@ -463,6 +469,28 @@ def test_a_damaged_training_state_is_one_line(run_train: Train, tmp_path: Path, 
         run_train("--recipe", "lab2", "--name", "R", "--resume", "--epochs", 2)
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()} == before
+
+
+def test_the_optimizers_settings_are_those_of_the_config(run_train: Train, tmp_path: Path) -> None:
+    for folder, groups in (("a", None), ("b", [{"params": [0, 2]}, {"params": [1, 3], "weight_decay": 9.0}])):
+        run_train("--epochs", 1, "--recipe", "lab2", "--name", "R", "--save_path", tmp_path / folder)
+        path = tmp_path / folder / "R" / "R_last.pth"
+        state = torch.load(path)
+        if groups:
+            state["training"]["optimizer"]["param_groups"] = groups
+        torch.save(state, path)
+        run_train("--recipe", "lab2", "--name", "R", "--resume", "--epochs", 2, "--save_path", tmp_path / folder)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_of_several_ranks_only_the_first_downloads(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.ranks, "rank", lambda: 1)
+    monkeypatch.setattr(train, "DATASET", REPO / "dataset" / "nothing")
+    monkeypatch.setattr(train, "download", lambda _: pytest.fail("the second rank downloads"))
+    with pytest.raises(UserError, match="no data set at"):
+        train.main(["--model", "R", "--save_path", str(tmp_path)])
 
 
 def test_two_runs_in_one_folder_are_refused(run_train: Train, at_step: AtStep, tmp_path: Path) -> None:
@@ -563,7 +591,10 @@ def test_stop_at_dice_ends_the_run(run_train: Train, tmp_path: Path, capsys: pyt
         (["--model", "U", "--model_name", "UNet"], "give one of them"),
         (["--model", "R", "--load_model_epoch", "newest"], "'newest' is not last, best, final"),
         (["--model", "R", "--overwrite", "--load_model_epoch", "last"], "give one of them"),
-        (["--model", "R", "--resume", "--init_from", "best"], "--resume and --init_from contradict each other"),
+        (
+            ["--model", "R", "--resume", "--init_from", "best"],
+            "--resume, --init_from and --load_model_epoch contradict",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

@@ -6,6 +6,7 @@ Both end in a BatchNorm of one channel, whose output is the logits.
 import torch
 from torch import Tensor, nn
 
+from models import unet
 from models.blocks import DoubleConv, pad_to_multiple
 
 
@@ -19,50 +20,16 @@ def init_weights(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
-class Up(nn.Module):
-    """A decoder step of the U-Net: double the size, halve the channels, concatenate the skip first, convolve."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.conv = DoubleConv(channels, channels // 2, bias=True)
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        features = self.up(features)  # (N, C, h, w) -> (N, C/2, 2h, 2w)
-        return self.conv(torch.cat((skip, features), dim=1))  # (N, C, 2h, 2w) -> (N, C/2, 2h, 2w)
-
-
-class UNet(nn.Module):
-    """The classic U-Net, with a BatchNorm behind the head.
+class UNet(unet.UNet):
+    """The classic U-Net with biases, and with a BatchNorm behind the head.
 
     31,043,523 parameters in 84 tensors, 48.17 GMACs at 256x256. Layers are created in this order: encoder, bottleneck,
     decoder from coarse to fine, head.
     """
 
-    widths = (64, 128, 256, 512, 1024)  # of the four encoders and the bottleneck, at strides 1 to 16
-
     def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.ModuleList(
-            DoubleConv(in_channels, out_channels, bias=True)
-            for in_channels, out_channels in zip((3, *self.widths), self.widths, strict=False)
-        )
-        self.pool = nn.MaxPool2d(2)
-        self.decoder = nn.ModuleList(Up(width) for width in reversed(self.widths[1:]))
-        self.head = nn.Sequential(nn.Conv2d(self.widths[0], 1, 1), nn.BatchNorm2d(1))
-        init_weights(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised, H and W from 32 pixels up, to (N, 1, H, W) logits."""
-        features, crop = pad_to_multiple(images, 2 ** len(self.decoder))
-        skips = []
-        for stage in self.encoder[:-1]:
-            skips.append(stage(features))  # (N, 64 to 512, H/s, W/s), s = 1, 2, 4, 8
-            features = self.pool(skips[-1])
-        features = self.encoder[-1](features)  # (N, 1024, H/16, W/16)
-        for up, skip in zip(self.decoder, reversed(skips), strict=True):
-            features = up(features, skip)
-        return self.head(features)[..., crop[0], crop[1]]  # (N, 1, H, W)
+        super().__init__(bias=True, init=init_weights)
+        self.head = nn.Sequential(self.head, nn.BatchNorm2d(1))
 
 
 class ResidualBlock(nn.Module):

@@ -4,6 +4,8 @@ It differs from the paper in two things, as nearly every later implementation do
 output is as large as the input, and each 3x3 convolution is followed by BatchNorm.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,10 +15,10 @@ from models.blocks import DoubleConv, init_convolutions, pad_to_multiple
 class Up(nn.Module):
     """A decoder step of figure 1: double the size, halve the channels, concatenate the skip first, convolve."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
-        self.conv = DoubleConv(channels, channels // 2)
+        self.conv = DoubleConv(channels, channels // 2, bias)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         features = self.up(features)  # (N, C, h, w) -> (N, C/2, 2h, 2w)
@@ -28,20 +30,24 @@ class UNet(nn.Module):
 
     31,037,633 parameters; 48.2 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both).
     Widths 64, 128, 256, 512 and 1024 at strides 1 to 16.
+
+    Args:
+        bias: of the 3x3 convolutions (``DoubleConv``).
+        init: initialises the weights.
     """
 
     widths = (64, 128, 256, 512, 1024)
 
-    def __init__(self) -> None:
+    def __init__(self, bias: bool = False, init: Callable[[nn.Module], None] = init_convolutions) -> None:
         super().__init__()
         self.encoder = nn.ModuleList(
-            DoubleConv(in_channels, out_channels)
+            DoubleConv(in_channels, out_channels, bias)
             for in_channels, out_channels in zip((3, *self.widths), self.widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
-        self.decoder = nn.ModuleList(Up(width) for width in reversed(self.widths[1:]))
+        self.decoder = nn.ModuleList(Up(width, bias) for width in reversed(self.widths[1:]))
         self.head = nn.Conv2d(self.widths[0], 1, 1)
-        init_convolutions(self)
+        init(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Predict the logits of normalised images.
