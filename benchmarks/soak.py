@@ -259,7 +259,9 @@ class Soak:
                 acts[kind]() if kind in acts else self.strike(kind)
                 print(f"{kind}: " + ", ".join(f"{self.counts[name]} {name}" for name in (*DONE, *WRONG)), flush=True)
                 if time.monotonic() > until and (all(self.counts[name] for name in DONE) or index > 3 * len(TURN)):
-                    return self.finish(self.go_on())
+                    break
+            if self.saved:
+                self.finish(self.go_on())
         finally:
             for script in self.scripts:
                 script.end(signal.SIGKILL)
