@@ -84,8 +84,9 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`| head`) has gone
         sys.exit(1)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(f"error: the disk is full ({error}); the checkpoints that were complete before still are")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full, or takes no file of that size"
+            sys.exit(f"error: {reason} ({error}); the checkpoints that were complete before still are")
         if error.filename is None:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")

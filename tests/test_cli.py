@@ -234,6 +234,7 @@ def test_precision() -> None:
     [
         (UserError("no data set at x"), "error: no data set at x"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: the disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "error: the disk is full, or takes no file of that size"),
         (PermissionError(errno.EACCES, "Permission denied", "/there"), "error: /there: Permission denied"),
         (MemoryError(), "error: out of memory; try a smaller --batch_size"),
         (RuntimeError("CUDA out of memory. Tried\nto allocate"), "error: out of memory; try a smaller --batch_size"),
