@@ -196,7 +196,9 @@ def gallery_of(systems: Systems) -> dict[str, Any] | None:
         for place, index in enumerate(chosen)
         if shown
     ]
-    return {"boundary": first["boundary"], "runs": shown, "entries": entries} if shown else None
+    names = ", ".join(systems[system][0]["name"] for system in shown)
+    note = f"Where they differ most. The Dice is the mean over the seeds; the predictions are those of {names}."
+    return {"boundary": first["boundary"], "runs": shown, "note": note, "entries": entries} if shown else None
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

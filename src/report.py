@@ -215,6 +215,7 @@ def write_run_page(
         f"{plural(len(dice), 'image')} of the {report['split']} split. Half of the images are above "
         f"{np.median(dice):.3f}; a tenth are below {np.percentile(dice, 10):.3f}."
     )
+    note = "The worst are kept at up to 320 pixels, the others at up to 96."
     return render_page(
         path,
         f"{report['name']}, {report['split']} split",
@@ -224,7 +225,7 @@ def write_run_page(
         curves=curves({report["name"]: history}),
         tables=group_tables(report["per_image"]),
         histogram=np.histogram(dice, 20, (0, 1))[0].tolist(),
-        gallery={"boundary": report["boundary"], "runs": [report["name"]], "entries": entries},
+        gallery={"boundary": report["boundary"], "runs": [report["name"]], "note": note, "entries": entries},
     )
 
 

@@ -155,7 +155,7 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
     monkeypatch.setattr(compare, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(inference, "OUTPUTS", tmp_path / "outputs")
     reports = []
-    for name, epochs in (("R", 1), ("U", 4)):
+    for name, epochs in (("R-seed0", 1), ("U", 4)):
         run_train("--name", name, "--epochs", epochs, "--learning_rate", 0.05)
         inference.main(["--name", name, "--save_path", str(tmp_path)])
         reports.append(json.loads((tmp_path / name / f"{name}_test_scores.json").read_text())["per_image"])
@@ -163,6 +163,7 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
     page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert data["runs"] == ["R", "U"]
+    assert "The Dice is the mean over the seeds; the predictions are those of R-seed0, U." in page
     spread = {row["name"]: abs(row["dice"] - other["dice"]) for row, other in zip(*reports, strict=True)}
     assert [entry["name"] for entry in data["entries"]] == sorted(spread, key=lambda name: -spread[name])
     assert all(len(entry["maps"]) == 2 for entry in data["entries"])
@@ -170,14 +171,14 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
     capsys.readouterr()
 
     worst = tmp_path / "outputs" / "U" / f"{data['entries'][0]['name']}_mask.png"
-    worst.write_bytes((tmp_path / "outputs" / "R" / worst.name).read_bytes())  # of another run
-    Image.new("L", (7, 5)).save(tmp_path / "outputs" / "R" / worst.name)  # of the same data at another size
+    worst.write_bytes((tmp_path / "outputs" / "R-seed0" / worst.name).read_bytes())  # of another run
+    Image.new("L", (7, 5)).save(tmp_path / "outputs" / "R-seed0" / worst.name)  # of the same data at another size
     run(tmp_path, "R", "U")
     assert capsys.readouterr().out.count("another prediction of ") == 2
     page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
     assert '<script type="application/json"' not in page
 
-    evaluate.main(["--name", "R", "--save_path", str(tmp_path)])
+    evaluate.main(["--name", "R-seed0", "--save_path", str(tmp_path)])
     evaluate.main(["--name", "U", "--save_path", str(tmp_path)])
     capsys.readouterr()
     run(tmp_path, "R", "U", "--split", "valid")

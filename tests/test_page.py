@@ -15,7 +15,7 @@ from evaluate import estimate
 from images import decode_image
 from oxford_pet import image_path, read_breeds, read_split, trimap_path
 from recipes import RECIPES
-from report import FLAGS, changed_from_default, gallery_entry, group_tables, render_page, thumbnail, write_run_page
+from report import changed_from_default, gallery_entry, group_tables, render_page, thumbnail, write_run_page
 from trimap import BOUNDARIES, decode_trimap
 
 HOSTILE = "<script>document.title = 'bad'</script>"
@@ -213,7 +213,7 @@ def test_the_error_map_shows_what_was_missed_and_what_is_surplus(chromium: Any, 
     entry = gallery_entry(row, [thumbnail(np.full((40, 40, 3), 200, np.uint8), trimap, mask)], [0.5])
     for boundary, edge in (("pet", "missed"), ("background", "right"), ("ignore", "right")):
         path = tmp_path / f"{boundary}.html"
-        gallery = {"boundary": boundary, "runs": ["R"], "flags": list(FLAGS), "entries": [entry]}
+        gallery = {"boundary": boundary, "runs": ["R"], "note": "", "entries": [entry]}
         with Visit(chromium, render_page(path, boundary, gallery=gallery)) as visit:
             colours = np.array(visit.pixels("#cards canvas")).reshape(40, 40, 3)
         missed = np.abs(colours - (0, 114, 178)).max(-1) < 40
