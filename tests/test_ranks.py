@@ -182,7 +182,7 @@ def compute(drawn_pets: Path, result: Path) -> None:
 
     def scores() -> list:
         found = evaluate(predictor, test, "pet", 7, state.criterion)  # three batches: the ranks get two and one
-        return [found.dice.tolist(), found.iou.tolist(), found.areas.tolist(), found.loss]
+        return [found.dice.tolist(), found.iou.tolist(), found.empty_target.tolist(), found.loss]
 
     found["scores"] = scores()
     world, ranks.world, ranks.rank = ranks.world, lambda: 1, lambda: 0
