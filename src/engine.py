@@ -42,7 +42,8 @@ class TrainingState:
     ema_model: nn.Module  # EMA weights with BatchNorm statistics of their own; ``model`` itself where there is no EMA
     normalise: Normalise
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer  # of the model's weights ``in_memory_order``
+    views: list[nn.Parameter]  # those, in the order of ``model.parameters()``
 
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the current epoch
@@ -83,8 +84,9 @@ def create_state(config: Config, device: torch.device, train: Split, valid: Spli
     ema_model = copy.deepcopy(model).requires_grad_(False) if config.ema_steps else model
     model, ema_model = (part.to(device, memory_format=torch.channels_last) for part in (model, ema_model))
     model, forward = ranks.distribute(model)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    undecayed = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm and biases
+    views = [nn.Parameter(in_memory_order(parameter.detach())) for parameter in model.parameters()]
+    decayed = [view for view in views if view.ndim > 1]
+    undecayed = [view for view in views if view.ndim <= 1]  # BatchNorm and biases
     optimizer = OPTIMIZERS[config.optimizer](
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -102,9 +104,18 @@ def create_state(config: Config, device: torch.device, train: Split, valid: Spli
         normalise=Normalise(config.mean, config.std).to(device),
         criterion=LOSSES[config.loss],
         optimizer=optimizer,
+        views=views,
         loss_sum=torch.zeros((), device=device),
         first_bad=torch.tensor(-1, device=device),
     )
+
+
+def in_memory_order(weight: Tensor) -> Tensor:
+    """A convolution's channels_last weight as the contiguous (O, H, W, I) that it is in memory; others as they are.
+
+    A fused optimizer on the CPU copies all that is not contiguous, there and back: twice as long as its update takes.
+    """
+    return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
 
 
 def check_finite(state: TrainingState) -> None:
@@ -137,7 +148,7 @@ def compile_forward(state: TrainingState) -> None:
     except RuntimeError as error:  # of the compiler, and out of memory
         print(f"torch.compile failed ({str(error).strip().splitlines()[0]}); using eager", flush=True)
         state.forward = state.model
-    state.optimizer.zero_grad()
+    state.model.zero_grad()
     with torch.no_grad():
         for value, old in zip(state.model.buffers(), before, strict=True):
             value.copy_(old)
@@ -161,6 +172,9 @@ def train_step(state: TrainingState, pixels: Tensor, theta: Tensor, colour: Tens
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]  # several: deep supervision
     loss = sum(state.criterion(logits, target, weight) for logits in outputs) / len(outputs)
     loss.backward()
+    for parameter, view in zip(state.model.parameters(), state.views, strict=True):
+        if parameter.grad is not None:
+            view.grad, parameter.grad = in_memory_order(parameter.grad), None
     state.optimizer.step()
     state.optimizer.zero_grad()
     return loss.detach()

@@ -529,9 +529,9 @@ def load_optimizer(state: TrainingState, moments: dict[int, dict[str, Tensor]]) 
     weight.grad = torch.zeros(1)
     sample = OPTIMIZERS[state.config.optimizer]([weight], lr=1.0)
     sample.step()
-    for parameter in state.model.parameters() if moments else ():  # none before the first step
-        kept = {name: value.shape for name, value in optimizer.state[parameter].items()}
-        if kept != {name: parameter.shape if value.ndim else () for name, value in sample.state[weight].items()}:
+    for view in state.views if moments else ():  # none before the first step
+        kept = {name: value.shape for name, value in optimizer.state[view].items()}
+        if kept != {name: view.shape if value.ndim else () for name, value in sample.state[weight].items()}:
             raise ValueError("what its optimizer keeps does not fit the weights")
 
 

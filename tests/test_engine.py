@@ -138,6 +138,7 @@ def test_ema_weights_move_towards_the_trained_ones(state: TrainingState, epoch: 
 @pytest.mark.parametrize("batch_size", [2, 6, 18])
 def test_ema_weights_have_batchnorm_statistics_of_their_own(state: TrainingState, batch_size: int) -> None:
     """Over all images, however they are batched."""
+    state.precision = torch.float32  # as the features below
     train_one_epoch(state, StopSignal())
     state.config = replace(state.config, batch_size=batch_size)
     refresh_batchnorm(state, StopSignal())

@@ -139,9 +139,10 @@ def check_training(gpu: FakeGpu, state: TrainingState) -> None:
     train_one_epoch(state, StopSignal())
     assert gpu.events == {"_to_copy to the GPU": 4, "number read": 1}  # the plan's three and the order; the sync
     assert gpu.convolutions.keys() == {state.precision}
-    for parameter in state.model.parameters():
-        moments = [value for name, value in state.optimizer.state[parameter].items() if name != "step"]
-        assert all((value.device, value.stride()) == (GPU, parameter.stride()) for value in [parameter, *moments])
+    for parameter, view in zip(state.model.parameters(), state.views, strict=True):
+        moments = [value for name, value in state.optimizer.state[view].items() if name != "step"]
+        assert all((value.device, value.stride()) == (GPU, view.stride()) for value in [view, *moments])
+        assert view.is_contiguous()
         assert parameter.ndim < 4 or parameter.is_contiguous(memory_format=torch.channels_last)
         assert moments
 

@@ -164,7 +164,7 @@ def compute(drawn_pets: Path, result: Path) -> None:
 
     def keep_gradient_and_update() -> None:
         if "gradient" not in found:
-            found["gradient"] = torch.cat([parameter.grad.flatten() for parameter in state.model.parameters()])
+            found["gradient"] = torch.cat([view.grad.flatten() for view in state.views])
             buffers = state.model.named_buffers()
             found["statistics"] = {name: value.clone() for name, value in buffers if "running" in name}
         update()
