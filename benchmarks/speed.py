@@ -87,9 +87,9 @@ class Contender:
 
 
 def make_state(network: str, args: argparse.Namespace, **changes: Any) -> TrainingState:
-    """A training state by the recipe ``default``, its data on the device; it has no validation data."""
+    """A training state by ``default``, all at full size, with its data on the device; it has no validation data."""
     sizes = {"image_size": args.image_size} | ({"batch_size": args.batch_size} if args.batch_size else {})
-    config = replace(RECIPES["default"](network), **sizes | changes)
+    config = replace(RECIPES["default"](network), progressive=(), **sizes | changes)
     train = load_split(args.data_path, "train", config.image_size, args.images).to(args.device)
     return create_state(config, args.device, train, train)
 

@@ -280,7 +280,7 @@ def test_groups_have_their_images_and_intervals(drawn_pets: Path) -> None:
 def test_a_recipe_says_what_differs_from_the_default() -> None:
     assert changed_from_default(RECIPES["default"]("UNet")) == "default"
     said = changed_from_default(RECIPES["cpu"]("UNet"))
-    assert said.startswith("cpu: ramp_epochs 20, epochs 56, progressive")
+    assert said.startswith("cpu: epochs 56, image_size 128")
     assert "learning_rate" not in said
     assert changed_from_default(RECIPES["fast"]("UNet")).startswith("fast: ")
     assert "augmentation" not in changed_from_default(RECIPES["fast"]("UNet"))  # but its fields that differ
