@@ -557,7 +557,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"drawing {args.count} pets, half of them test, seed {args.seed}, unless they are there already", flush=True)
     write_dataset(args.folder, args.count, args.seed, args.size, args.overwrite)
     print(f"{args.folder} holds {args.count} pets")
-    train = ("src/train.py", "--model", "R", "--data_path", args.folder, "--image_size", 128, "--epochs", 16)
+    train = ("src/train.py", "--model", "R", "--data_path", args.folder, "--image_size", 128, "--epochs", 32)
     print(f"next: {shell('python', *train)}")
 
 
