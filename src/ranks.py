@@ -85,15 +85,16 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         if not self.training:
             return super().forward(features)
         count = world() * features.numel() // features.shape[1]
-        mean = SumOverRanks.apply(features.sum((0, 2, 3))) / count  # (C,)
-        centred = features - mean.view(1, -1, 1, 1)
+        values = features.to(self.weight.dtype)  # in bfloat16, sums over the pixels would be too coarse
+        mean = SumOverRanks.apply(values.sum((0, 2, 3))) / count  # (C,)
+        centred = values - mean.view(1, -1, 1, 1)
         variance = SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(features.dtype)
 
 
 def own_part(slots: Tensor, batch_size: int) -> Tensor:
