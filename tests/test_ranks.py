@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 REPO = Path(__file__).resolve().parent.parent
 BATCH = 8
@@ -74,6 +75,21 @@ def test_an_evaluation_split_over_ranks_gives_equal_scores(computed: list[dict])
     for found in computed:
         assert found["scores"] == found["scores of one"]
     assert len(computed[1]["scores"][0]) == 20
+
+
+def test_batchnorm_over_ranks_takes_bfloat16_as_pytorchs_does(tmp_path: Path) -> None:
+    import ranks
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        ours, reference = ranks.BatchNormOverRanks(3), torch.nn.BatchNorm2d(3)
+        features = (5 + 3 * torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))).bfloat16()
+        output, expected = ours(features), reference(features)
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output, expected, rtol=0.01, atol=0.01)
+        torch.testing.assert_close(ours.running_var, reference.running_var, rtol=1e-3, atol=0)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow
