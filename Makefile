@@ -13,7 +13,7 @@ DEVELOPMENT = $(VENV)/development-installed
 .PHONY: help demo reproduce test test-all lint train evaluate inference
 
 help:
-	@echo "make demo                    draw 400 pets, train R on them, cut them out (4 minutes on 2 cores)"
+	@echo "make demo                    draw 400 pets, train R on them, cut them out (4 minutes on a core with bfloat16)"
 	@echo "make test, make lint         the test suite (4 minutes at most), the linter"
 	@echo "make test-all                the slow tests too"
 	@echo "make reproduce MODEL=R       download and shrink Oxford-IIIT Pet, train R for hours on a CPU, score it"
