@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+import choices
 from augment import Augmentation
 from cli import ArgumentParser, UserError, run_script
 from models import NETWORKS, build_network
@@ -49,10 +50,11 @@ def lab3_bce(network: str) -> Config:
     return replace(RECIPES["lab3"](network), recipe="lab3-bce", **changes)
 
 
-PEER_NETWORKS = {"smp.Unet": smp_unet}
+PEER_NETWORKS = {"smp.Unet": smp_unet, **choices.CHOICE_NETWORKS}
 PEER_RECIPES: dict[str, Callable[[str], Config]] = {
     "lab2-unaugmented": lab2_unaugmented,
     "lab3-bce": lab3_bce,
+    **choices.CHOICE_RECIPES,
 }
 
 
@@ -60,6 +62,7 @@ def register() -> None:
     """Make them known to every script that is imported in this process."""
     NETWORKS.update(PEER_NETWORKS)
     RECIPES.update(PEER_RECIPES)
+    choices.register()
 
 
 # ---------------------------------------------------------------------------------------------- the plain loop
@@ -115,8 +118,8 @@ class PlainLoop:
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(
-        "Run src/train.py or src/evaluate.py with the network smp.Unet and the study's own recipes known: "
-        + ", ".join(PEER_RECIPES)
+        "Run src/train.py or src/evaluate.py with the study's own networks and recipes known: "
+        + ", ".join([*PEER_NETWORKS, *PEER_RECIPES])
     )
     parser.add_argument("script", choices=("train", "evaluate"), help="which of the two")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")

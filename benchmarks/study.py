@@ -217,7 +217,7 @@ class Queue:
         return True
 
     def row(self, entry: Entry) -> dict[str, Any]:
-        """What is recorded of a run: its scores, its cost, its curves, and two scores of each test image."""
+        """What is recorded of a run: its scores, its cost, its curves, and the scores of each image."""
         folder, (_, state) = self.save_path / entry.name, self.newest(entry)
         history = read_history(folder / f"{entry.name}_history.csv")
         seconds = sum(epoch["seconds"] for epoch in history)
@@ -227,7 +227,7 @@ class Queue:
             for key, suffix in ((split, ""), (f"{split}_flip", "_flip")):
                 path = folder / f"{entry.name}_{SPLITS[split]}_scores{suffix}.json"
                 reports[key] = json.loads(path.read_text())
-        test = reports.get("test", {"per_image": []})
+        validation, test = (reports.get(split, {"per_image": []})["per_image"] for split in ("validation", "test"))
         return {
             "system": entry.system,
             "recipe": entry.config.recipe,
@@ -245,8 +245,9 @@ class Queue:
             "data": entry.root.name,
             "config": as_json(entry.config),
             "history": [{key: round(value, 5) for key, value in epoch.items()} for epoch in history],
-            "test_dice": [round(image["dice"], 4) for image in test["per_image"]],
-            "test_boundary_f": [round(image["boundary_f"], 4) for image in test["per_image"]],
+            "validation_dice": [round(image["dice"], 4) for image in validation],
+            "test_dice": [round(image["dice"], 4) for image in test],
+            "test_boundary_f": [round(image["boundary_f"], 4) for image in test],
         }
 
 

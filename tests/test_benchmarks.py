@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from conftest import terminate
 
+import choices
+import engine
 import evaluate
 import gpu
 import mean_mask
@@ -24,8 +27,11 @@ import roofline
 import speed
 import study
 import train
+from augment import draw_epoch
 from cli import REPO, StopSignal, UserError
+from engine import create_state
 from evaluate import difference
+from losses import LOSSES
 from models import NETWORKS
 from oxford_pet import load_split
 from predictor import Predictor
@@ -36,13 +42,14 @@ from report import read_history
 @pytest.fixture(autouse=True)
 def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered for one test only."""
-    for table, entries in ((NETWORKS, peers.PEER_NETWORKS), (RECIPES, peers.PEER_RECIPES)):
+    known = (NETWORKS, peers.PEER_NETWORKS), (RECIPES, peers.PEER_RECIPES), (LOSSES, choices.CHOICE_LOSSES)
+    for table, entries in known:
         for name, value in entries.items():
             monkeypatch.setitem(table, name, value)
 
 
 @pytest.mark.parametrize(
-    "script", [gpu, mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study]
+    "script", [choices, gpu, mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study]
 )
 def test_help_names_each_flag_and_does_nothing_else(script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
@@ -296,6 +303,93 @@ def test_the_plain_loop_learns(tiny_network: None, drawn_pets: Path) -> None:
     losses = [loop.train_one_epoch() for _ in range(8)]
     assert losses[-1] < losses[0]
     assert loop.logits(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+def state_of_choice(recipe: str, network: str, data: Path) -> engine.TrainingState:
+    config = replace(choices.CHOICE_RECIPES[recipe](network), image_size=32, batch_size=4, progressive=())
+    split = load_split(data, "train", 32)
+    return create_state(config, torch.device("cpu"), split, split)
+
+
+def loss_of_step(state: engine.TrainingState, step: Callable[..., torch.Tensor]) -> float:
+    """The loss of the same step each time: the state's weights and generator are put back after it."""
+    plan = draw_epoch(state.config.augmentation, len(state.train), 4, 0, state.epoch + 1)
+    weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+    torch.manual_seed(0)
+    state.model.train()
+    loss = step(state, state.train.pixels[plan.order[:4]], plan.theta[:4], plan.colour[:4])
+    state.model.load_state_dict(weights)
+    return float(loss)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "network", "epoch"),
+    [("choice-breeds", "choice.WithBreeds", 0), ("choice-distil", "ResNet34_UNet_small", 1)],
+)
+def test_a_further_loss_is_added_to_the_step(recipe: str, network: str, epoch: int, drawn_pets: Path) -> None:
+    state = state_of_choice(recipe, network, drawn_pets)
+    state.epoch, before = epoch, (state.forward, state.criterion)
+    plain, with_further = (loss_of_step(state, step) for step in (choices.plain_step, choices.train_step))
+    assert with_further > plain + 1e-3
+    assert (state.forward, state.criterion) == before
+    state.config = replace(state.config, recipe="choice-none")
+    assert loss_of_step(state, choices.train_step) == pytest.approx(plain)
+
+
+def test_breeds_are_those_of_the_batch() -> None:
+    names = ("Abyssinian_1", "great_pyrenees_10", "Abyssinian_2", "Bengal_3")
+    assert choices.breeds(names).tolist() == [0, 2, 0, 1]
+    with pytest.raises(UserError, match="of 38 breeds"):
+        choices.breeds(tuple(f"breed{number}_1" for number in range(38)))
+
+
+@pytest.mark.parametrize("network", choices.CHOICE_NETWORKS)
+def test_a_variant_has_the_size_of_its_input_and_folds(network: str) -> None:
+    model = choices.CHOICE_NETWORKS[network]()
+    images = torch.zeros(2, 3, 64, 64)
+    outputs = model.train()(images)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    assert {logits.shape for logits in outputs} == {(2, 1, 64, 64)}
+    config = replace(RECIPES["cpu"](network), precision="fp32")
+    folded = Predictor({"config": config, "model": model.state_dict()}, torch.device("cpu"))
+    assert folded.logits(images).shape == (2, 1, 64, 64)
+
+
+def test_losses_of_the_choices() -> None:
+    logits, target = torch.randn(3, 1, 8, 8), torch.rand(3, 1, 8, 8) > 0.5
+    weight = torch.ones_like(target)
+    bce, both = (LOSSES[name](logits, target, weight) for name in ("bce", "bce_dice"))
+    torch.testing.assert_close(choices.dice_3_loss(logits, target, weight), bce + 3 * (both - bce))
+    even = torch.ones_like(target)
+    torch.testing.assert_close(
+        choices.soft_boundary_loss(logits, even, weight), LOSSES["bce_dice"](logits, even, weight)
+    )
+    assert choices.soft_boundary_loss(logits, target, weight) != both
+
+
+def test_the_table_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.random((2, 40)) / 2
+    about = {"machine": "m", "versions": {}, "commit": "c", "threads": 1, "epochs": 20, "minutes": 10.04}
+    gains = {"choice-none": 0.0, "choice-breeds": 0.01, "choice-no-ema": -0.1, "choice-ema-100": 0.002}
+    for recipe, gain in gains.items():
+        for seed, dice in enumerate(base if recipe != "choice-no-ema" else base[:1]):
+            name = f"run-{recipe}.json" if seed == 0 else f"run-{recipe}-seed{seed}.json"
+            row = {"recipe": recipe, "seed": seed, "validation_dice": list(dice + gain)}
+            study.write_json(tmp_path / name, about | row)
+    choices.main([str(tmp_path), "--output", str(tmp_path / "choices.json")])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines[0].startswith("| the breed as an auxiliary target | 20 | 10.0 and 10.0 | ")
+    assert lines[0].endswith("| +0.0100 (+0.0100 to +0.0100) | +0.0100 and +0.0100 | kept |")
+    assert lines[1].endswith("| +0.0020 and +0.0020 | above |")
+    assert lines[3].endswith("| -0.1000 (-0.1000 to -0.1000) | -0.1000 | below |")
+    kept = json.loads((tmp_path / "choices.json").read_text())
+    assert list(kept["choices"]) == ["choice-breeds", "choice-ema-100", "choice-none", "choice-no-ema"]
+    assert kept["choices"]["choice-no-ema"]["seeds"] == [0]
+    (tmp_path / "run-choice-none.json").unlink()
+    (tmp_path / "run-choice-none-seed1.json").unlink()
+    with pytest.raises(UserError, match="has no run-choice-none"):
+        choices.main([str(tmp_path)])
 
 
 def test_smp_runs_through_our_predictor() -> None:
