@@ -69,6 +69,10 @@ COMPARISONS = (
     ("cpu-R-quarter", "cpu-UNetPlusPlus-quarter"),
     ("cpu-R-quarter", "cpu-SegFormer-quarter"),
     ("cpu-UNetPlusPlus-quarter", "cpu-SegFormer-quarter"),
+    ("cpu-R", "cpu-R-quarter"),
+    ("cpu-U", "cpu-U-quarter"),
+    ("cpu-UNetPlusPlus", "cpu-UNetPlusPlus-quarter"),
+    ("cpu-SegFormer", "cpu-SegFormer-quarter"),
 )
 SIZES = ("smallest", "small", "middle", "large", "largest")  # of pets, a fifth of the test images each
 MARKER = "<!-- Below this line is written by hand; benchmarks/study.py keeps it. -->"
@@ -366,34 +370,35 @@ def difference_table(runs: Runs) -> list[str]:
     return lines
 
 
-def mean_by_size(scores: np.ndarray, sizes: np.ndarray) -> list[float]:
-    """Mean score of the fifth of the images with the smallest pets, the next fifth, and so on.
-
-    Args:
-        scores, sizes: (n,) of the same images.
-    """
-    order = np.argsort(sizes, kind="stable")
-    return [float(scores[part].mean()) for part in np.array_split(order, len(SIZES))]
-
-
 def size_table(runs: Runs) -> list[str]:
     """Markdown: test Dice and boundary F-score by the size of the pet, the fraction of the image in mean_mask.py's row.
 
-    A system is left out if it was tested on other images than the mean mask.
+    Below them the differences of Dice of those COMPARISONS that are of our recipe alone, with their intervals. A system
+    is left out if it was tested on other images than the mean mask.
     """
     about = runs.get("mean-mask", {}).get(0, {})
     sizes = np.array(about.get("test_sizes", []))
     if not len(sizes):
         return []
-    tops = [part.max() for part in np.array_split(np.sort(sizes), len(SIZES))]
-    columns = " | ".join(f"{name}, to {top:.0%}" for name, top in zip(SIZES, tops, strict=True))
+    parts = np.array_split(np.argsort(sizes, kind="stable"), len(SIZES))  # indices of images
+    columns = " | ".join(f"{name}, to {sizes[part].max():.0%}" for name, part in zip(SIZES, parts, strict=True))
     lines = [f"| system | score | {columns} |", "| --- " * (2 + len(SIZES)) + "|"]
-    for system, rows in runs.items():
+
+    def scores(system: str, score: str) -> np.ndarray | None:
+        """(n,) means over the seeds."""
+        found = [row.get(score, []) for row in runs.get(system, {}).values() if row["data"] == about["data"]]
+        return np.mean(found, axis=0) if found and all(len(one) == len(sizes) for one in found) else None
+
+    for system in runs:
         for score, name in (("test_dice", "Dice"), ("test_boundary_f", "boundary F")):
-            scores = [row.get(score, []) for row in rows.values() if row["data"] == about["data"]]
-            if scores and all(len(one) == len(sizes) for one in scores):
-                means = mean_by_size(np.mean(scores, axis=0), sizes)
-                lines.append(f"| {system} | {name} | {' | '.join(f'{mean:.4f}' for mean in means)} |")
+            if (values := scores(system, score)) is not None:
+                lines.append(f"| {system} | {name} | {' | '.join(f'{values[part].mean():.4f}' for part in parts)} |")
+    for a, b in COMPARISONS:
+        pair = [scores(system, "test_dice") for system in (a, b) if system.startswith("cpu-")]
+        if len(pair) == 2 and pair[0] is not None and pair[1] is not None:
+            gains = [difference(pair[0][part], pair[1][part]) for part in parts]
+            cells = [f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" for gain in gains]
+            lines.append(f"| {a} less {b} | Dice | {' | '.join(cells)} |")
     return lines
 
 

@@ -219,6 +219,10 @@ def test_scores_by_size_of_the_pet(tmp_path: Path) -> None:
         "| b | Dice | 0.9500 | 0.8250 | 0.7250 | 0.6250 | 0.5250 |",
         "| mean-mask | Dice | 0.9500 | 0.8250 | 0.7250 | 0.6250 | 0.5250 |",
     ]
+    runs |= {"cpu-R": runs["a"], "cpu-U": {0: row | {"test_dice": list(dice - 0.3)}}}
+    assert study.size_table(runs)[-1] == (
+        "| cpu-R less cpu-U | Dice |" + " +0.2000 (+0.2000 to +0.2000) |" * 5  # 0.1 of it is the mean of the two seeds
+    )
     assert study.compare(runs, "a", "b", "test_boundary_f") is None
     difference = study.compare(
         {"a": runs["a"], "b": {0: row | {"test_boundary_f": list(dice)}}}, "a", "b", "test_boundary_f"
