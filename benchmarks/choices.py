@@ -171,36 +171,46 @@ def train_step(state: TrainingState, *batch: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------- the variants
 
 
-def variant(name: str, changes: dict[str, Any], network: str) -> Config:
-    return replace(RECIPES["cpu"](network), recipe=name, **changes)
+def variant(name: str, changes: Callable[[Config], dict[str, Any]], network: str) -> Config:
+    config = RECIPES["cpu"](network)
+    return replace(config, recipe=name, **changes(config))
 
 
-def scaled(strength: float) -> dict[str, Any]:
-    return {"augmentation": RECIPES["cpu"]("UNet").augmentation.scaled(strength)}
-
-
-CHANGES: dict[str, tuple[str, dict[str, Any]]] = {  # of the config, by recipe
-    BASELINE: ("the recipe as it is", {}),
-    "choice-full-size": ("all epochs at full size", {"progressive": ()}),
-    "choice-half-35": ("half size until 35% of the epochs", {"progressive": ((0.35, 2),)}),
-    "choice-half-80": ("half size until 80% of the epochs", {"progressive": ((0.8, 2),)}),
-    "choice-batch-8": ("batches of 8", {"batch_size": 8}),
-    "choice-batch-32": ("batches of 32", {"batch_size": 32}),
-    "choice-batch-32-rate": ("batches of 32, learning rate 0.003", {"batch_size": 32, "learning_rate": 3e-3}),
-    "choice-rate-low": ("learning rate 0.001", {"learning_rate": 1e-3}),
-    "choice-rate-high": ("learning rate 0.004", {"learning_rate": 4e-3}),
-    "choice-no-ema": ("no EMA", {"ema_steps": 0}),
-    "choice-ema-100": ("EMA over 100 steps", {"ema_steps": 100}),
-    "choice-ema-1600": ("EMA over 1600 steps", {"ema_steps": 1600}),
-    "choice-half-augmentation": ("augmentation half as far", scaled(0.5)),
-    "choice-more-augmentation": ("augmentation half as far again", scaled(1.5)),
-    "choice-no-ramp": ("augmentation at full strength from the start", {"ramp_epochs": 1}),
-    "choice-dice-3": ("cross-entropy and Dice loss 1:3", {"loss": "choice.dice-3"}),
-    "choice-soft-boundary": ("the target's mean over 3x3 pixels", {"loss": "choice.soft-boundary"}),
-    "choice-deep-supervision": ("heads at 1/2 and 1/4 of the size too", {}),
-    "choice-breeds": ("the breed as an auxiliary target", {}),
-    "choice-stochastic-depth": (f"stochastic depth, up to {DROP}", {}),
-    "choice-distil": ("self-distillation from the EMA", {}),
+CHANGES: dict[
+    str, tuple[str, Callable[[Config], dict[str, Any]]]
+] = {  # by recipe: in words, and of the config's fields
+    BASELINE: ("the recipe as it is", lambda _: {}),
+    "choice-full-size": ("all epochs at full size", lambda _: {"progressive": ()}),
+    "choice-half-35": ("half size until 35% of the epochs", lambda _: {"progressive": ((0.35, 2),)}),
+    "choice-half-80": ("half size until 80% of the epochs", lambda _: {"progressive": ((0.8, 2),)}),
+    "choice-batch-8": ("batches of 8", lambda _: {"batch_size": 8}),
+    "choice-batch-32": ("batches of 32", lambda _: {"batch_size": 32}),
+    "choice-batch-32-rate": (
+        "batches of 32, 1.5 times the learning rate",
+        lambda config: {"batch_size": 32, "learning_rate": 1.5 * config.learning_rate},
+    ),
+    "choice-rate-low": ("half the learning rate", lambda config: {"learning_rate": config.learning_rate / 2}),
+    "choice-rate-high": ("twice the learning rate", lambda config: {"learning_rate": config.learning_rate * 2}),
+    "choice-decay": ("weight decay 0.05", lambda _: {"weight_decay": 0.05}),
+    "choice-warmup": ("warm-up over 15% of the steps", lambda _: {"warmup": 0.15}),
+    "choice-no-ema": ("no EMA", lambda _: {"ema_steps": 0}),
+    "choice-ema-100": ("EMA over 100 steps", lambda _: {"ema_steps": 100}),
+    "choice-ema-1600": ("EMA over 1600 steps", lambda _: {"ema_steps": 1600}),
+    "choice-half-augmentation": (
+        "augmentation half as far",
+        lambda config: {"augmentation": config.augmentation.scaled(0.5)},
+    ),
+    "choice-more-augmentation": (
+        "augmentation half as far again",
+        lambda config: {"augmentation": config.augmentation.scaled(1.5)},
+    ),
+    "choice-no-ramp": ("augmentation at full strength from the start", lambda _: {"ramp_epochs": 1}),
+    "choice-dice-3": ("cross-entropy and Dice loss 1:3", lambda _: {"loss": "choice.dice-3"}),
+    "choice-soft-boundary": ("the target's mean over 3x3 pixels", lambda _: {"loss": "choice.soft-boundary"}),
+    "choice-deep-supervision": ("heads at 1/2 and 1/4 of the size too", lambda _: {}),
+    "choice-breeds": ("the breed as an auxiliary target", lambda _: {}),
+    "choice-stochastic-depth": (f"stochastic depth, up to {DROP}", lambda _: {}),
+    "choice-distil": ("self-distillation from the EMA", lambda _: {}),
 }
 FURTHER_LOSSES = {"choice-breeds": breed_loss, "choice-distil": distil_loss}
 CHOICE_LOSSES = {"choice.dice-3": dice_3_loss, "choice.soft-boundary": soft_boundary_loss}
