@@ -131,8 +131,8 @@ def read_queue(path: Path) -> list[Entry]:
 
 def parse_entry(system: str, minutes: str, flags: list[str]) -> Entry:
     args = train.parse_args([*flags, "--name", system])
-    if args.resume or args.overwrite or args.init_from or args.load_model_epoch:
-        raise UserError(f"{system} of the queue: whether a run is resumed or begun is not for its flags to say")
+    if args.resume or args.overwrite or args.init_from or args.load_model_epoch or args.seeds:
+        raise UserError(f"{system} of the queue: its flags cannot name several seeds, nor say whether it is resumed")
     config = train.resolve_config(args, None)
     root = find_root(args.data_path or DATASET)
     return Entry(system, float(minutes), flags, config, root, args.threads or torch.get_num_threads())
@@ -446,6 +446,7 @@ def write_page(results: Path, page: Path) -> None:
         "have each run's command, machine, versions and curves.",
         "\n".join(score_table(runs)),
         "![Validation Dice](results/study-curves.png)",
+        *(["![The networks of lab3, training and validation](results/study-lab3-curves.png)"] if lab3 else []),
         f"Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. It says "
         "what other images could have changed, not what other seeds could. A difference whose interval includes 0 is "
         "called none.",

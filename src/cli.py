@@ -263,6 +263,7 @@ whole_number = number("a whole number from 0 up to 2^63 - 1", 0, 2**63 - 1, whol
 image_size = number(f"from 32 to {LARGEST_IMAGE} pixels", 32, LARGEST_IMAGE, whole=True)
 seconds = number("a number from 0 up", 0, sys.float_info.max)
 positive_float = number("a number above 0", sys.float_info.min, sys.float_info.max)
+megapixels = number("above 0 and at most a million megapixels", sys.float_info.min, 1e6)
 fraction = number("above 0 and at most 1", sys.float_info.min, 1)
 
 

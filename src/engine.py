@@ -268,13 +268,13 @@ def refresh_batchnorm(state: TrainingState, stop: StopSignal) -> None:
         return
     count = max(2, min(len(state.train), BATCHNORM_IMAGES))
     order = torch.linspace(0, len(state.train) - 1, count).round().long()
-    moments: dict[nn.Module, list[Tensor]] = defaultdict(list)  # mean and mean square of each batch
+    moments: dict[nn.Module, list[Tensor]] = defaultdict(list)  # sum and sum of squares of each batch, and its images
 
     def keep_moments(norm: nn.Module, _: object, output: Tensor) -> None:
         """So that the variance is that over all images, however they are batched."""
         count = output.numel() // output.shape[1]
         mean, variance = norm.running_mean, norm.running_var * ((count - 1) / count)
-        moments[norm].append(torch.stack((mean, mean.square() + variance)))
+        moments[norm].append(len(output) * torch.stack((mean, mean.square() + variance, torch.ones_like(mean))))
 
     norms = [module for module in state.ema_model.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
@@ -294,8 +294,9 @@ def refresh_batchnorm(state: TrainingState, stop: StopSignal) -> None:
                 break
     for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
         if norm in moments:
-            mean, square = torch.stack(moments[norm]).mean(0)
+            total, squares, images = torch.stack(moments[norm]).sum(0)
+            mean = total / images
             norm.running_mean.copy_(mean)
-            norm.running_var.copy_(square - mean.square())
+            norm.running_var.copy_(squares / images - mean.square())
         norm.momentum = momentum
         hook.remove()

@@ -68,17 +68,6 @@ def dice_and_iou(intersection: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def dice_score(pred_mask: Tensor, gt_mask: Tensor) -> Tensor:
-    """The reports' function: mean Dice of a batch of masks.
-
-    Args:
-        pred_mask: (N, 1, H, W) probabilities or a mask; above 0.5 is pet.
-        gt_mask: (N, 1, H, W) of 0 and 1.
-    """
-    target = gt_mask > 0.5
-    return dice_and_iou(*overlap(pred_mask > 0.5, target, torch.ones_like(target)))[0].mean()
-
-
 def perimeter(mask: np.ndarray) -> int:
     """The length of a mask's outline: how many pairs of neighbouring pixels differ. (H, W) bool."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())
@@ -201,14 +190,15 @@ def evaluate(
     boundary: str,
     batch_size: int,
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    on_batch: Callable[[int, Tensor], None] | None = None,
+    on_batch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Scores:
     """Score a network on a split, image by image, so that the batch size does not matter.
 
     Args:
         boundary: what the trimaps' boundary counts as, one of ``trimap.BOUNDARIES``.
         criterion: the loss, of logits, target and weight; the mean over a batch.
-        on_batch: called with the index of a batch's first image and its logits, (N, 1, S, S) float32 on the device.
+        on_batch: called with the index of a batch's first image, its logits, (N, 1, S, S) float32, and its trimaps,
+            (N, 1, S, S) uint8, both on the device.
 
     Of several ranks, each scores a part of the batches, and all return all scores.
     """
@@ -227,7 +217,7 @@ def evaluate(
         columns = (*dice_and_iou(intersection, areas), empty.to(areas.dtype))
         results.append(torch.stack((*columns, loss.to(areas.dtype).expand_as(areas))))
         if on_batch:
-            on_batch(start, logits)
+            on_batch(start, logits, trimaps)
     scores = np.empty((4, len(split)))
     for indices, values in ranks.gather((order, torch.cat(results, dim=1).cpu().numpy())):  # one transfer
         scores[:, indices] = values
@@ -304,8 +294,7 @@ def score_split(
     pending: deque[Future[tuple[dict[str, float], np.ndarray]]] = deque()
     with ThreadPoolExecutor(cpu_cores()) as pool:
 
-        def on_batch(start: int, logits: Tensor) -> None:
-            _, trimaps = images_and_trimaps(split.pixels[start : start + len(logits)].to(logits.device))
+        def on_batch(start: int, logits: Tensor, trimaps: Tensor) -> None:
             at_model_size.append(overlaps_by_convention(logits > 0, trimaps))
             for name, one in zip(split.names[start:], logits[:, 0].cpu().numpy(), strict=False):
                 pending.append(pool.submit(finish, name, one))
@@ -501,7 +490,8 @@ def add_scoring_options(parser: ArgumentParser) -> None:
 
 def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_run_args(argv)
-    if not args.name and not getattr(args, "input", None):  # photos have a default
+    takes_default = getattr(args, "input", None) and not (args.recipe or args.load_model_epoch)
+    if not args.name and not takes_default:  # photos have one
         parser.error("which network? --model U or --model R")
     if args.file and args.load_model_epoch:
         parser.error("--model FILE.pth names the checkpoint, and so does --load_model_epoch: give one of them")

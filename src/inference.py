@@ -21,29 +21,13 @@ import torch
 from PIL import Image
 
 from atomic import atomic_write, locked, remove_leftovers
-from checkpoint import checkpoint_path
+from checkpoint import checkpoint_path, load_checkpoint
 from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
-from evaluate import add_scoring_options, parse_scoring_args, requested_checkpoint, score_checkpoint
+from evaluate import add_scoring_options, open_checkpoint, parse_scoring_args, requested_checkpoint, score_checkpoint
 from images import PHOTO_FORMATS, decode_image, in_threads
-from photos import (
-    PRODUCTS,
-    PhotoOptions,
-    cut_out_stream,
-    encode_png,
-    find_photos,
-    predict_photos,
-    set_pixel_limit,
-)
+from photos import PRODUCTS, PhotoOptions, cut_out_stream, encode_png, find_photos, predict_photos, set_pixel_limit
 from predictor import Predictor, resize_logits
-from report import (
-    draw_contact_sheet,
-    gallery_entry,
-    overlay,
-    read_history,
-    read_prediction,
-    thumbnail,
-    write_run_page,
-)
+from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
 from trimap import target_and_weight
 
 LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
@@ -119,7 +103,7 @@ def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any],
     return write_run_page(output / "report.html", report, history, entries)
 
 
-TEST_FLAGS = ("limit", "data_path", "masks_only")
+TEST_FLAGS = ("limit", "data_path", "batch_size", "masks_only")
 PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "overwrite", "pixel_limit")
 
 
@@ -141,7 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
     add("--overwrite", action="store_true", help="replace results that are there")
-    add("--pixel_limit", type=cli.positive_float, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
+    add("--pixel_limit", type=cli.megapixels, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
     args = parse_scoring_args(parser, argv)
     for flag in TEST_FLAGS if args.input else PHOTO_FLAGS:
         if getattr(args, flag) != parser.get_default(flag):
@@ -154,12 +138,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def photo_checkpoint(args: argparse.Namespace) -> Path:
-    """The checkpoint that the flags name or, where they name none: R's best, else U's, else the bundled weights."""
-    if args.file or args.name:
-        return requested_checkpoint(args)
+def photo_checkpoint(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """What ``open_checkpoint`` returns or, where the flags name none: R's best, else U's, else the bundled weights."""
+    if args.name:
+        return open_checkpoint(args)
     runs = [checkpoint_path(args.save_path, name, "best") for name in ("R", "U")]
-    return next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
+    path = next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
+    return path, load_checkpoint(path)
 
 
 def predict_photos_of(args: argparse.Namespace) -> None:
@@ -170,8 +155,8 @@ def predict_photos_of(args: argparse.Namespace) -> None:
     )
     is_stream = args.input == ["-"]
     photos = [] if is_stream else find_photos(args.input, options)
-    path = photo_checkpoint(args)
-    predictor = Predictor(path, choose_device(args.device, args.threads), args.flip_average, args.image_size)
+    path, state = photo_checkpoint(args)
+    predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
     side = predictor.config.image_size
     print(
         f"{predictor.config.network} of {path} at {side}x{side}, on {describe(predictor.device, predictor.precision)}",

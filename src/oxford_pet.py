@@ -501,14 +501,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Download the Oxford-IIIT Pet data set.")
     parser.add_argument("--data_path", type=Path, default=DATASET, help="the data set's folder")
     parser.add_argument("--download", action="store_true", help="download it to --data_path (0.8 GB)")
-    for moved in ("--check", "--shrink", "--output"):
-        parser.add_argument(moved, nargs="?", const="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.check is not None:
-        parser.exit(2, f"error: --check has moved: {shell('python', 'tools/check_data.py', args.data_path)}\n")
-    if args.shrink is not None or args.output is not None:
-        words = ("tools/shrink_data.py", args.data_path, args.output or "OUTPUT", "--size", args.shrink or 128)
-        parser.exit(2, f"error: --shrink has moved: {shell('python', *words)}\n")
     if not args.download:
         parser.error("nothing to do: --download downloads the data set")
     return args

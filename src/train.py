@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import ranks
 from atomic import atomic_write, locked, remove_leftovers
@@ -44,14 +45,7 @@ from cli import (
     run_script,
     shell,
 )
-from engine import (
-    TrainingState,
-    check_finite,
-    compile_forward,
-    create_state,
-    refresh_batchnorm,
-    train_one_epoch,
-)
+from engine import TrainingState, check_finite, compile_forward, create_state, refresh_batchnorm, train_one_epoch
 from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
 from oxford_pet import Split, download, find_root, load_split
@@ -219,7 +213,7 @@ def score_epoch(state: TrainingState, predictor: Predictor, stop: StopSignal) ->
     def score(split: Split, criterion: Callable[..., Tensor] | None = None) -> Scores:
         rounds = -(-len(split) // size) // ranks.world()  # in which every rank has a batch
 
-        def raise_if_stopped(start: int, _: Tensor) -> None:
+        def raise_if_stopped(start: int, *_: Tensor) -> None:
             if start // size < rounds * ranks.world():
                 stop.number = ranks.largest(stop.number)
                 if stop.number:
@@ -267,7 +261,7 @@ def epoch_line(config: Config, row: dict[str, float], is_best: bool, left: float
         f"Epoch {row['epoch']}/{config.epochs}, Training Loss: {row['train_loss']:.4f}, "
         f"Validation Loss: {row['valid_loss']:.4f}{train_dice}, "
         f"Dice Score: {row['valid_dice']:.4f}{' (best)' if is_best else ''}, LR: {row['learning_rate']:.6f}, "
-        f"{row['images_per_second']:.1f} images/s, {format_duration(left)} left"
+        f"{row['images_per_second']:.1f} images/s, {tqdm.format_interval(left)} left"
     )
 
 
@@ -284,7 +278,7 @@ def estimate_length(run: Run) -> Callable[[TrainingState], None]:
         config = run.config
         epoch = state.seconds / state.step * state.steps_per_epoch
         seconds = epoch / work(config, state.epoch, state.epoch + 1) * work(config, state.epoch, config.epochs)
-        print(f"expected length {format_duration(seconds)}", flush=True)
+        print(f"expected length {tqdm.format_interval(seconds)}", flush=True)
         if state.device.type == "cpu" and seconds > SLOW_HOURS * 3600 and config.recipe != "cpu":
             small = "dataset/oxford-iiit-pet-128"
             flags = ("--model", default_run_name(network_names(), run.network, None), "--recipe", "cpu")
@@ -297,13 +291,6 @@ def estimate_length(run: Run) -> Callable[[TrainingState], None]:
             )
 
     return on_sync
-
-
-def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03`` or ``2:03``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # ---------------------------------------------------------------------------------------------- build and resume
@@ -479,7 +466,7 @@ def restore(run: Run, start: dict[str, Any], args: argparse.Namespace) -> None:
     state.ema_step = state.global_step
     if run.path("best").is_file():  # perhaps of a later epoch: only a better one replaces it
         best = load_checkpoint(run.path("best"))
-        is_comparable = all(
+        is_comparable = best["data_path"] == run.data_path and all(
             getattr(best["config"], key) == getattr(run.config, key) for key in ("image_size", "boundary", "limit")
         )
         run.best_dice = best["scores"]["valid_dice"] if is_comparable else -1.0
@@ -670,7 +657,7 @@ def write_page(run: Run) -> None:
         | {
             "data": f"{run.data_path}, fingerprints {' and '.join(run.fingerprints)} (training, validation)",
             "device": f"{machine()}; {describe(state.device, state.precision)}",
-            "training steps": format_duration(sum(row["seconds"] for row in run.history)),
+            "training steps": tqdm.format_interval(sum(row["seconds"] for row in run.history)),
         },
         curves=curves({run.name: run.history}),
         is_live=not run.is_finished,

@@ -20,7 +20,6 @@ import gpu
 import mean_mask
 import networks
 import peers
-import photo_edge
 import photo_speed
 import readme_picture
 import roofline
@@ -49,7 +48,7 @@ def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [choices, gpu, mean_mask, networks, peers, photo_edge, photo_speed, readme_picture, speed, study]
+    "script", [choices, gpu, mean_mask, networks, peers, photo_speed, readme_picture, speed, study]
 )
 def test_help_names_each_flag_and_does_nothing_else(script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
@@ -120,7 +119,8 @@ def test_a_queue_is_trained_scored_and_recorded(
         ("R 1 --modl R", "line 3 is not NAME MINUTES and flags of train.py: R 1 --modl R"),
         ("R --model R", "line 3 is not NAME MINUTES"),
         ("R", "line 3 is not NAME MINUTES"),
-        ("R 1 --model R --overwrite", "R of the queue: whether a run is resumed"),
+        ("R 1 --model R --seeds 0 1", "R of the queue: its flags cannot name"),
+        ("R 1 --model R --overwrite", "R of the queue: its flags cannot name"),
         ("R 1 --model R\nR 2 --model R --epochs 3", "line 4: R is there twice"),
         ("R 1 --model R --data_path nowhere", "no data set at nowhere"),
     ],

@@ -18,7 +18,6 @@ from cli import UserError
 from evaluate import (
     boundary_f_score,
     dice_and_iou,
-    dice_score,
     difference,
     estimate,
     estimate_conventions,
@@ -72,13 +71,6 @@ def split() -> Split:
 def test_scores_counted_by_hand(pred: str, target: str, weight: str, dice: float, iou: float) -> None:
     scores = dice_and_iou(*overlap(as_mask(pred), as_mask(target), as_mask(weight)))
     assert [score.item() for score in scores] == pytest.approx([dice, iou])
-
-
-def test_dice_score_is_the_mean_over_a_batch_of_masks_or_probabilities() -> None:
-    target = torch.cat((as_mask("##.. ...."), as_mask(".... ....")))
-    probs = torch.tensor([[0.9, 0.5, 0.1, 0.2, 0, 0, 0, 0.51], [0.5, 0, 0, 0, 0, 0, 0, 0]]).view(2, 1, 2, 4)
-    for pred, truth in ((probs, target.float()), ((probs > 0.5).float(), target), (probs > 0.5, target.byte())):
-        assert dice_score(pred, truth).item() == pytest.approx((2 * 1 / 4 + 1) / 2)  # exactly 0.5 is not pet
 
 
 # ---------------------------------------------------------------------------------------------- outlines
@@ -212,11 +204,12 @@ def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1))
     predictor = Predictor.from_model(model, Config("UNet", precision="fp32"), "cpu")
-    batches: list[tuple[int, Tensor]] = []
+    batches: list[tuple[int, Tensor, Tensor]] = []
     scores = evaluate.evaluate(predictor, split, boundary, batch_size, bce_dice_loss, lambda *a: batches.append(a))
-    assert [start for start, _ in batches] == list(range(0, 7, batch_size))
-    logits = torch.cat([part for _, part in batches])
-    images, trimaps = images_and_trimaps(split.pixels)
+    starts, logits, trimaps = zip(*batches, strict=True)
+    assert starts == tuple(range(0, 7, batch_size))
+    images, logits, trimaps = images_and_trimaps(split.pixels)[0], torch.cat(logits), torch.cat(trimaps)
+    assert torch.equal(trimaps, split.pixels[..., 3][:, None])
     torch.testing.assert_close(logits, predictor.logits(images))
     target, weight = target_and_weight(trimaps, boundary)
     assert scores.loss == pytest.approx(bce_dice_loss(logits, target, weight).item(), rel=1e-5)

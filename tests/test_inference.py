@@ -11,6 +11,7 @@ from conftest import Train
 from PIL import Image
 
 import inference
+from cli import UserError
 from images import decode_image
 from oxford_pet import image_path, read_split, trimap_path
 from trimap import decode_trimap
@@ -75,6 +76,33 @@ def test_odd_data(trained: list[str], drawn_pets: Path, tmp_path: Path, capsys: 
         assert row["dice"] in (0, 1)
         assert "1 of the targets show no pet" in capsys.readouterr().out
         (tmp_path / "out" / "contact_sheet.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--input", "p.jpg", "--recipe", "lab2"], "which network?"),
+        (["--input", "p.jpg", "--load_model_epoch", "final"], "which network?"),
+        (["--input", "p.jpg", "--batch_size", "4"], "--batch_size goes without --input only"),
+        (["--model", "R", "--threshold", "0.4"], "--threshold goes with --input only"),
+        (["--input", "p.jpg", "--pixel_limit", "1e304"], "'1e304' is not above 0 and at most a million megapixels"),
+        (["--input", "p.jpg", "--write", "mask,video"], "--write takes mask, overlay, cutout"),
+        (["--input", "p.jpg", "-"], "--input - takes one photo"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        inference.parse_args(flags)
+    assert said in capsys.readouterr().err
+
+
+def test_photos_refuse_the_run_of_another_network_or_recipe(trained: list[str], drawn_pets: Path) -> None:
+    photo = str(image_path(drawn_pets, read_split(drawn_pets, "test")[0]))
+    for flags, said in ((["--recipe", "lab2"], "not by --recipe lab2"), (["--model", "U"], "not what --model UNet")):
+        with pytest.raises(UserError, match=said):
+            inference.main([*trained, *flags, "--name", "R", "--input", photo])
 
 
 def test_a_run_that_is_not_there_leaves_no_folder(trained: list[str], tmp_path: Path) -> None:

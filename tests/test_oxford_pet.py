@@ -535,23 +535,10 @@ def test_what_is_there_is_not_overwritten(archives: list[Path], pets: Path, targ
     assert files_below(target.parent) == {f"{target.name}/thesis.tex"}
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ([], "error: nothing to do: --download downloads"),
-        (["--check", "--data_path", "my pets"], "error: --check has moved: python tools/check_data.py 'my pets'\n"),
-        (["--data_path", "p", "--shrink", "64", "--output", "o"], ": python tools/shrink_data.py p o --size 64\n"),
-    ],
-)
-def test_script_without_a_download_says_what_to_run(
-    capsys: pytest.CaptureFixture[str], flags: list[str], said: str
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(flags)
-    assert ended.value.code == 2
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert printed.count("\n") == 1
+def test_script_without_a_download_says_what_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err.startswith("error: nothing to do: --download downloads")
 
 
 def test_breeds_are_read_where_the_lists_tell_them(pets: Path) -> None:

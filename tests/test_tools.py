@@ -96,6 +96,10 @@ def test_many_files_with_one_problem_are_one_line(pets: Path, capsys: pytest.Cap
 
 def test_shrunk_copy_loads_alike(pets: Path, tmp_path: Path) -> None:
     (pets / "annotations" / "._test.txt").write_bytes(b"\x00\x05\x16\x07")
+    valid = read_split(pets, "valid")
+    for path in (image_path, trimap_path):
+        shutil.copy(path(pets, valid[0]), path(pets, "not_in_trainval"))
+    (pets / "annotations" / "valid.txt").write_text("\n".join([*valid, "not_in_trainval"]))
     copy = tmp_path / "small pets"
     command = [sys.executable, shrink_data.__file__, pets, copy, "--size", str(SIDE)]
     done = subprocess.run(command, capture_output=True, text=True)

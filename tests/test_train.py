@@ -118,7 +118,7 @@ def test_what_will_be_done_is_printed_first_and_what_to_type_next_last(
     assert lines[2].startswith(f"writes to {tmp_path / 'a b' / 'fast-R'}, about ")
     assert lines[4].endswith(": 32x32 from epoch 1, 64x64 from epoch 2, 128x128 from epoch 4")
     assert lines[5] == "    18 training images, 2 for validation, on the device"
-    assert lines[6].startswith("expected length 0:")
+    assert lines[6].startswith("expected length 00:")
     name = ["--model", "R", "--recipe", "fast", "--save_path", str(tmp_path / "a b")]
     small = ["--recipe", "cpu", "--data_path", "dataset/oxford-iiit-pet-128"]
     assert shlex.split(lines[8])[1:] == ["src/train.py", "--model", "R", *small]  # where it would take hours on a CPU
@@ -345,6 +345,16 @@ def test_a_continued_run_is_resumable_at_once_and_keeps_a_better_best(
     run_train("--resume")
     assert load_checkpoint(path)["scores"]["valid_dice"] == 0.999
     assert [int(row["epoch"]) for row in read_history(tmp_path)] == [1, 2, 3]
+
+
+def test_the_best_of_other_data_does_not_hold_up_a_continued_run(run_train: Train, pets: Path, tmp_path: Path) -> None:
+    run_train("--epochs", 1)
+    path = tmp_path / "R" / "R_best.pth"
+    state = torch.load(path, weights_only=True)
+    state["scores"]["valid_dice"] = 0.999
+    save_checkpoint(path, state)
+    run_train("--epochs", 2, "--load_model_epoch", "final", "--data_path", pets)
+    assert load_checkpoint(path)["epoch"] == 2
 
 
 def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path: Path) -> None:

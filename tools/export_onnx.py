@@ -29,10 +29,9 @@ from torch import Tensor, nn
 
 from atomic import atomic_write
 from augment import Normalise
-from checkpoint import load_checkpoint
 from cli import REPO, ArgumentParser, UserError, choose_device, image_size, run_script, shell
 from draw_pets import breed_of, draw_pet
-from evaluate import known_data_path, parse_scoring_args, requested_checkpoint
+from evaluate import known_data_path, open_checkpoint, parse_scoring_args
 from images import decode_image, resize_image
 from models import build_network, count_parameters, network_names
 from oxford_pet import evenly_spaced, find_root, image_path, read_split
@@ -151,8 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         install = shell("python", "-m", "pip", "install", "-r", REPO / "requirements-onnx.txt")
         raise UserError(f"this needs {', '.join(missing)}: {install}")
-    path = requested_checkpoint(args)
-    state = load_checkpoint(path)
+    path, state = open_checkpoint(args)
     size = args.image_size or state["config"].image_size
     config = replace(state["config"], precision="fp32", image_size=size)
     output = args.output or path.with_name(f"{path.stem}{'_half' if args.half else ''}.onnx")

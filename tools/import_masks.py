@@ -31,7 +31,7 @@ from atomic import atomic_folder, raise_if_occupied
 from check_data import Report, try_to_decode
 from cli import ArgumentParser, UserError, existing_path, fraction, run_script, shell, whole_number
 from images import PHOTO_SUFFIXES, decode_image, decode_photo, decode_raw, in_threads, read_bytes
-from oxford_pet import MODES, image_path, trimap_path
+from oxford_pet import MODES, image_path, is_plain_name, trimap_path
 from trimap import BACKGROUND, BOUNDARY, PET
 
 SUFFIXES = PHOTO_SUFFIXES | {".jfif", ".jp2", ".pgm", ".ppm", ".pbm", ".pnm", ".tga"}
@@ -241,6 +241,8 @@ def collect(args: argparse.Namespace, report: Report) -> tuple[list[Pair], dict[
         by_name.setdefault(plain_name(stem), []).append(stem)
     collisions = [(" = ".join(same), f"would be {name}") for name, same in by_name.items() if len(same) > 1]
     report.add("names that differ only in what is replaced", collisions, "WRONG")
+    too_long = [same[0] for name, same in by_name.items() if not is_plain_name(name)]
+    report.add("names that are too long, with their folders' names", too_long, "WRONG")
 
     paired = [stem for stem in stems if stem in images and stem in masks]
     reading = in_threads(lambda stem: read_pair(stem, images[stem][0], masks[stem][0], args.as_colours), paired)

@@ -19,7 +19,7 @@ import cv2
 
 from atomic import atomic_folder
 from cli import ArgumentParser, existing_path, image_size, run_script, shell
-from oxford_pet import decode_all, find_root, image_path, read_list, trimap_path
+from oxford_pet import MODES, decode_all, find_root, image_path, read_split, trimap_path
 
 README = """\
 {count} images and trimaps of the data set {name}, resized to {size}x{size} pixels
@@ -39,7 +39,7 @@ def shrink(root: Path, output: Path, size: int) -> int:
         FileExistsError: the output folder is there and not empty.
         UserError: a file cannot be read.
     """
-    names = read_list(root, "trainval") + read_list(root, "test")
+    names = list(dict.fromkeys(name for mode in MODES for name in read_split(root, mode)))
     with atomic_folder(output) as folder:
         (folder / "images").mkdir()
         (folder / "annotations" / "trimaps").mkdir(parents=True)

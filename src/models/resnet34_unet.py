@@ -104,14 +104,7 @@ class ResNet34UNet(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predict the logits of normalised images.
-
-        Args:
-            images: (N, 3, H, W) float; any H and W from 32 pixels up.
-
-        Returns:
-            (N, 1, H, W) logits, before the sigmoid.
-        """
+        """(N, 3, H, W) normalised images, H and W from 32 pixels up, to (N, 1, H, W) logits."""
         images, crop = pad_to_multiple(images, 32)
         *skips, features = self.encoder(images)  # (N, 512, H/32, W/32)
         for up, skip in zip(self.decoder, reversed(skips), strict=True):

@@ -151,14 +151,7 @@ class SegFormer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predict the logits of normalised images.
-
-        Args:
-            images: (N, 3, H, W) float; any H and W from 32 pixels up.
-
-        Returns:
-            (N, 1, H, W) logits, before the sigmoid.
-        """
+        """(N, 3, H, W) normalised images, H and W from 32 pixels up, to (N, 1, H, W) logits."""
         images, crop = pad_to_multiple(images, 32)
         features = [images]
         for stage in self.stages:

@@ -50,14 +50,7 @@ class UNet(nn.Module):
         init(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predict the logits of normalised images.
-
-        Args:
-            images: (N, 3, H, W) float; any H and W from 32 pixels up.
-
-        Returns:
-            (N, 1, H, W) logits, before the sigmoid.
-        """
+        """(N, 3, H, W) normalised images, H and W from 32 pixels up, to (N, 1, H, W) logits."""
         features, crop = pad_to_multiple(images, 2 ** len(self.decoder))
         skips = []
         for stage in self.encoder[:-1]:

@@ -46,14 +46,8 @@ class UNetPlusPlus(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Predict the logits of normalised images.
-
-        Args:
-            images: (N, 3, H, W) float; any H and W from 32 pixels up.
-
-        Returns:
-            (N, 1, H, W) logits, before the sigmoid; in training mode a list of them, from the shallowest head on.
-        """
+        """(N, 3, H, W) normalised images, H and W from 32 pixels up, to (N, 1, H, W) logits; in training mode a list of
+        these, from the shallowest head on."""
         depth = len(self.heads) if self.training else self.depth
         images, crop = pad_to_multiple(images, 32)
         x = [[features] for features in self.encoder(images, depth)]  # x[i][j] is node X^{i,j}
