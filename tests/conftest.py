@@ -76,3 +76,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def shake_norms(model: nn.Module) -> nn.Module:
+    """Give every BatchNorm weights, biases and statistics that cannot be mistaken for the defaults."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shake_norms
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,18 +19,6 @@ from models.resnet34_unet import ResNet34Encoder, Up, smooth
 from models.segformer import SegFormer
 from models.unet_plus_plus import UNetPlusPlus
 from predictor import fold_batchnorm
-
-
-def shake_norms(model: nn.Module) -> nn.Module:
-    """Give every BatchNorm weights, biases and statistics that cannot be mistaken for the defaults."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model
-
 
 # ---------------------------------------------------------------------------------------------- the contract
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Train
+from conftest import Train, shake_norms
 from PIL import Image
 from torch import Tensor, nn
 
@@ -137,17 +137,6 @@ def test_flip_average_is_the_mean_with_the_mirrored_images_logits(predictor: Pre
 # ---------------------------------------------------------------------------------------------- folded BatchNorm
 
 
-def scatter_statistics(model: nn.Module) -> nn.Module:
-    """Give each BatchNorm weights and statistics as after training."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value in (module.bias, module.running_mean):
-                nn.init.normal_(value, std=0.1)
-            for value in (module.weight, module.running_var):
-                nn.init.uniform_(value, 0.5, 1.5)
-    return model.eval()
-
-
 class Branching(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images[:, :1] if images.mean() > 0 else -images[:, :1]
@@ -167,5 +156,5 @@ class SharedConvolution(nn.Module):
 
 @pytest.mark.parametrize("build", [Branching, SharedConvolution])
 def test_a_network_that_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
-    model = scatter_statistics(build())
+    model = shake_norms(build()).eval()
     assert fold_batchnorm(model) is model
