@@ -32,7 +32,7 @@ from augment import draw_epoch
 from cli import ArgumentParser, UserError, existing_path, run_script
 from engine import TrainingState
 from evaluate import difference
-from losses import LOSSES, bce_dice_loss, bce_loss
+from losses import bce_dice_loss, bce_loss
 from models.resnet34_unet import ResNet34UNet
 from recipes import RECIPES, Config
 from record import RESULTS, write_json
@@ -224,63 +224,65 @@ CHOICE_RECIPES: dict[str, Callable[[str], Config]] = {
 }
 
 
-def register() -> None:
-    """Make the losses and the training step of the variants known; ``peers.register`` calls it."""
-    LOSSES.update(CHOICE_LOSSES)
-    engine.train_step = train_step
-
-
 # ---------------------------------------------------------------------------------------------- the table
 
 
-def gains(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each variant with a row in a folder: its cost, and its validation Dice less the baseline's, best first.
+def gains(folder: Path) -> list[dict[str, Any]]:
+    """Of each variant with a row in a folder: its cost, and its validation Dice less that of its network's baseline.
 
-    Over the seeds that both have: each image's Dice is its mean over them.
+    Over the seeds that both have: each image's Dice is its mean over them. By network, the best variant first.
 
     Raises:
-        UserError: the baseline has no row.
+        UserError: a baseline has no row.
     """
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in folder.glob("run-choice-*.json"):
         row = json.loads(path.read_text())
-        rows.setdefault(row["recipe"], {})[row["seed"]] = row
-    if BASELINE not in rows:
-        raise UserError(f"{folder} has no run-{BASELINE}.json: that is what the others are compared with")
-    found = {}
-    for recipe, of_seed in rows.items():
-        seeds = sorted(of_seed.keys() & rows[BASELINE].keys())
+        network = row["config"]["network"]
+        network = "ResNet34_UNet" if network in CHOICE_NETWORKS else network
+        rows.setdefault((network, row["recipe"]), {})[row["seed"]] = row
+    found = []
+    for (network, recipe), of_seed in rows.items():
+        baseline = rows.get((network, BASELINE), {})
+        seeds = sorted(of_seed.keys() & baseline.keys())
         if not seeds:
-            continue
-        ours, base = (np.array([part[seed]["validation_dice"] for seed in seeds]) for part in (of_seed, rows[BASELINE]))
-        found[recipe] = {
-            "what": CHANGES[recipe][0],
-            "epochs": of_seed[seeds[0]]["epochs"],
-            "minutes": [of_seed[seed]["minutes"] for seed in seeds],
-            "seeds": seeds,
-            "dice": [round(float(dice), 5) for dice in ours.mean(1)],
-            "gain": difference(ours.mean(0), base.mean(0)),
-            "gain_of_seed": [round(float(gain), 5) for gain in (ours - base).mean(1)],
-        }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["gain"]["mean"]))
+            raise UserError(
+                f"{folder} has no row of {BASELINE} for {network}: that is what the others are compared with"
+            )
+        ours, base = (np.array([part[seed]["validation_dice"] for seed in seeds]) for part in (of_seed, baseline))
+        found.append(
+            {
+                "network": network,
+                "recipe": recipe,
+                "epochs": of_seed[seeds[0]]["epochs"],
+                "minutes": [of_seed[seed]["minutes"] for seed in seeds],
+                "seeds": seeds,
+                "dice": [round(float(dice), 5) for dice in ours.mean(1)],
+                "gain": difference(ours.mean(0), base.mean(0)),
+                "gain_of_seed": [round(float(gain), 5) for gain in (ours - base).mean(1)],
+            }
+        )
+    return sorted(found, key=lambda row: (row["network"], -row["gain"]["mean"]))
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
+def table(found: list[dict[str, Any]]) -> list[str]:
     """Markdown."""
     lines = [
-        "| change | epochs | minutes | validation Dice | gain (95% interval) | of each seed | called |",
-        "| --- " * 7 + "|",
+        "| network | change | epochs | minutes | validation Dice | gain (95% interval) | of each seed | called |",
+        "| --- " * 8 + "|",
     ]
-    for row in found.values():
+    for row in found:
         gain = row["gain"]
+        is_kept = len(row["seeds"]) > 1 and min(row["gain_of_seed"]) > KEPT_FROM
         cells = (
-            row["what"],
+            row["network"],
+            CHANGES[row["recipe"]][0],
             row["epochs"],
             " and ".join(f"{minutes:.1f}" for minutes in row["minutes"]),
             f"{np.mean(row['dice']):.4f}",
             f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})",
             " and ".join(f"{one:+.4f}" for one in row["gain_of_seed"]),
-            "kept" if min(row["gain_of_seed"]) > KEPT_FROM else gain["called"],
+            "kept" if is_kept else gain["called"],
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
@@ -292,11 +294,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "choices.json", help="(default: %(default)s)")
     args = parser.parse_args(argv)
     found = gains(args.rows)
+    if not found:
+        raise UserError(f"{args.rows} has no run-choice-*.json")
     print("\n".join(table(found)))
-    one = json.loads((args.rows / f"run-{BASELINE}.json").read_text())
-    write_json(
-        args.output, {key: one[key] for key in ("machine", "versions", "commit", "threads")} | {"choices": found}
-    )
+    one = json.loads(next(args.rows.glob("run-choice-*.json")).read_text())
+    about = {key: one[key] for key in ("machine", "versions", "commit", "threads")}
+    write_json(args.output, about | {f"{row.pop('network')} {row.pop('recipe')}": row for row in found})
     print(f"wrote {args.output}")
 
 

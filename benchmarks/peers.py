@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import choices
+import engine
 from augment import Augmentation
 from cli import ArgumentParser, UserError, run_script
+from losses import LOSSES
 from models import NETWORKS, build_network
 from oxford_pet import evenly_spaced, load_dataset
 from recipes import RECIPES, Config
@@ -62,7 +64,7 @@ def register() -> None:
     """Make them known to every script that is imported in this process."""
     NETWORKS.update(PEER_NETWORKS)
     RECIPES.update(PEER_RECIPES)
-    choices.register()
+    LOSSES.update(choices.CHOICE_LOSSES)
 
 
 # ---------------------------------------------------------------------------------------------- the plain loop
@@ -125,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     args = parser.parse_args(argv)
     register()
+    engine.train_step = choices.train_step
     if args.script == "train":
         from train import main as script
     else:

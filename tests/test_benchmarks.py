@@ -379,20 +379,24 @@ def test_the_table_of_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for recipe, gain in gains.items():
         for seed, dice in enumerate(base if recipe != "choice-no-ema" else base[:1]):
             name = f"run-{recipe}.json" if seed == 0 else f"run-{recipe}-seed{seed}.json"
-            row = {"recipe": recipe, "seed": seed, "validation_dice": list(dice + gain)}
+            network = "choice.WithBreeds" if recipe == "choice-breeds" else "ResNet34_UNet"
+            row = {"recipe": recipe, "seed": seed, "validation_dice": list(dice + gain), "config": {"network": network}}
             study.write_json(tmp_path / name, about | row)
     choices.main([str(tmp_path), "--output", str(tmp_path / "choices.json")])
     lines = capsys.readouterr().out.splitlines()[2:]
-    assert lines[0].startswith("| the breed as an auxiliary target | 20 | 10.0 and 10.0 | ")
+    assert lines[0].startswith("| ResNet34_UNet | the breed as an auxiliary target | 20 | 10.0 and 10.0 | ")
     assert lines[0].endswith("| +0.0100 (+0.0100 to +0.0100) | +0.0100 and +0.0100 | kept |")
     assert lines[1].endswith("| +0.0020 and +0.0020 | above |")
     assert lines[3].endswith("| -0.1000 (-0.1000 to -0.1000) | -0.1000 | below |")
     kept = json.loads((tmp_path / "choices.json").read_text())
-    assert list(kept["choices"]) == ["choice-breeds", "choice-ema-100", "choice-none", "choice-no-ema"]
-    assert kept["choices"]["choice-no-ema"]["seeds"] == [0]
+    order = [
+        f"ResNet34_UNet {recipe}" for recipe in ("choice-breeds", "choice-ema-100", "choice-none", "choice-no-ema")
+    ]
+    assert list(kept)[4:] == order
+    assert kept[order[3]]["seeds"] == [0]
     (tmp_path / "run-choice-none.json").unlink()
     (tmp_path / "run-choice-none-seed1.json").unlink()
-    with pytest.raises(UserError, match="has no run-choice-none"):
+    with pytest.raises(UserError, match="no row of choice-none for ResNet34_UNet"):
         choices.main([str(tmp_path)])
 
 

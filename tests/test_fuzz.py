@@ -298,7 +298,7 @@ def near(value: Any, number: int) -> Any:
     if isinstance(value, int | float):
         small = (value + 1, -value, value * 1.0, str(value)) if abs(value) < 1e9 else ()
         return (*small, float("nan"), torch.tensor([1, 2]), [value])[number % (3 + len(small))]
-    return 2 * value if isinstance(value, str) else list(value)
+    return 2 * value if isinstance(value, str | complex) else list(value)
 
 
 def change(state: Any, changes: list[tuple[list[int], str, Any, Any]]) -> None:
