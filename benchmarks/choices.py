@@ -43,7 +43,7 @@ BREEDS = 37
 BREED_WEIGHT = 0.2  # of the auxiliary loss
 DISTIL_WEIGHT = 0.5  # in the last epoch; it grows from 0
 DROP = (
-    0.1  # of the last residual block; linear from 0 at the first (Huang et al., "Deep Networks with Stochastic Depth")
+    0.1  # of the last residual block, linear from 0 at the first: Huang et al., "Deep Networks with Stochastic Depth"
 )
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -55,7 +55,7 @@ def dice_3_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def soft_boundary_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """``bce_dice_loss`` of the target's mean over 3x3 pixels: unsure at the outline, as those who drew it are."""
+    """``bce_dice_loss`` of the target's mean over 3x3 pixels, which is between 0 and 1 at the outline."""
     soft = F.avg_pool2d(target.float(), 3, stride=1, padding=1, count_include_pad=False)
     return bce_dice_loss(logits, soft, weight)
 
@@ -64,7 +64,7 @@ def soft_boundary_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor
 
 
 class DeepSupervision(ResNet34UNet):
-    """Two more heads in training, for the target at 1/2 and 1/4 of its size."""
+    """Two more heads in training, of logits at 1/4 and 1/2 of the size, enlarged to the target's."""
 
     def __init__(self) -> None:
         super().__init__()
