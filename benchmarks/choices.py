@@ -42,9 +42,8 @@ KEPT_FROM = 0.003  # a smaller gain is not worth its code
 BREEDS = 37
 BREED_WEIGHT = 0.2  # of the auxiliary loss
 DISTIL_WEIGHT = 0.5  # in the last epoch; it grows from 0
-DROP = (
-    0.1  # of the last residual block, linear from 0 at the first: Huang et al., "Deep Networks with Stochastic Depth"
-)
+# Of the last residual block, linear from 0 at the first: Huang et al., "Deep Networks with Stochastic Depth".
+DROP = 0.1
 
 # ---------------------------------------------------------------------------------------------- losses
 
@@ -176,9 +175,8 @@ def variant(name: str, changes: Callable[[Config], dict[str, Any]], network: str
     return replace(config, recipe=name, **changes(config))
 
 
-CHANGES: dict[
-    str, tuple[str, Callable[[Config], dict[str, Any]]]
-] = {  # by recipe: in words, and of the config's fields
+# By recipe: the change in words, and of the config's fields.
+CHANGES: dict[str, tuple[str, Callable[[Config], dict[str, Any]]]] = {
     BASELINE: ("the recipe as it is", lambda _: {}),
     "choice-full-size": ("all epochs at full size", lambda _: {"progressive": ()}),
     "choice-half-35": ("half size until 35% of the epochs", lambda _: {"progressive": ((0.35, 2),)}),

@@ -190,11 +190,6 @@ AUGMENTATION_CHECKS = {
 # ---------------------------------------------------------------------------------------------- the recipes
 
 
-# Values that a network wants otherwise in our own recipes. SegFormer after 12 epochs of 828 images at 64x64 (one seed):
-# validation Dice 0.7657, 0.7763, 0.7776 with 5e-4, 1e-3 and 2e-3. The last two are level: the lower is for long runs.
-OF_NETWORK: dict[str, dict[str, Any]] = {name: {"learning_rate": 1e-3} for name in ("SegFormer", "SegFormerB1")}
-
-
 def default(network: str) -> Config:
     """Trains for the best Dice in the end, whatever the number of epochs.
 
@@ -208,7 +203,6 @@ def default(network: str) -> Config:
         ),
         ramp_epochs=20,
         progressive=((0.25, 4), (0.6, 2)),
-        **OF_NETWORK.get(network, {}),
     )
 
 
