@@ -83,11 +83,11 @@ def test_a_batch_that_leaves_batchnorm_one_value_is_refused() -> None:
 
 
 def test_a_network_has_values_of_its_own_in_our_recipes_only() -> None:
-    for recipe in RECIPES:
-        rates = {name: RECIPES[recipe](name).learning_rate for name in ("UNetPlusPlus", "SegFormer", "SegFormerB1")}
-        ours = RECIPES[recipe]("ResNet34_UNet_small").learning_rate
-        assert rates["UNetPlusPlus"] == ours
-        assert rates["SegFormer"] == rates["SegFormerB1"] == (ours if recipe in ("lab2", "lab3") else 1e-3)
+    for name, recipe in RECIPES.items():
+        warmups = {network: recipe(network).warmup for network in ("UNetPlusPlus", "SegFormer", "SegFormerB1")}
+        ours = recipe("ResNet34_UNet_small").warmup
+        assert warmups["UNetPlusPlus"] == ours
+        assert warmups["SegFormer"] == warmups["SegFormerB1"] == (ours if name in ("lab2", "lab3") else 0.15)
 
 
 def test_the_exponential_schedule_is_the_one_of_the_reports_log() -> None:
