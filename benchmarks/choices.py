@@ -273,7 +273,7 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     for row in found:
         gain = row["gain"]
         is_kept = len(row["seeds"]) > 1 and min(row["gain_of_seed"]) > KEPT_FROM
-        cells = (
+        cells = [
             row["network"],
             CHANGES[row["recipe"]][0],
             row["epochs"],
@@ -282,7 +282,9 @@ def table(found: list[dict[str, Any]]) -> list[str]:
             f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})",
             " and ".join(f"{one:+.4f}" for one in row["gain_of_seed"]),
             "kept" if is_kept else gain["called"],
-        )
+        ]
+        if row["recipe"] == BASELINE:
+            cells[5:] = "", "", ""
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
