@@ -204,7 +204,7 @@ def default(network: str) -> Config:
         ramp_epochs=20,
         progressive=((0.25, 4), (0.6, 2)),
         # A transformer from fresh weights gains by a longer warm-up (benchmarks/README.md).
-        warmup=0.15 if network.startswith("SegFormer") else 0.05,
+        warmup=0.15 if network.startswith("SegFormer") else Config.warmup,
     )
 
 
