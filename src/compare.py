@@ -55,14 +55,15 @@ def read_scores(args: argparse.Namespace, name: str) -> dict[str, Any]:
     Raises:
         UserError: there is none, or one of an earlier version; the message has the command that writes it.
     """
-    path = args.save_path / name / f"{name}_{args.split}_scores.json"
+    flip = ("--flip_average",) if args.flip_average else ()
+    path = args.save_path / name / f"{name}_{args.split}_scores{'_flip' if flip else ''}.json"
     try:
         report = json.loads(path.read_text())
         if "conventions" not in report:
             raise ValueError("it is of an earlier version")
     except (OSError, ValueError, TypeError) as error:
         where = () if args.save_path == SAVED_MODELS else ("--save_path", args.save_path)
-        command = shell("python", "src/evaluate.py", "--name", name, "--split", args.split, *where)
+        command = shell("python", "src/evaluate.py", "--name", name, "--split", args.split, *flip, *where)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"no scores {path} ({reason}); to write them: {command}") from None
     return report
@@ -207,6 +208,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "names", nargs="+", metavar="NAME", type=cli.run_name, help="of a run; R-seed0, R-seed1, ... are seeds of R"
     )
     parser.add_argument("--split", choices=MODES, default="test", help="whose scores")
+    parser.add_argument("--flip_average", action="store_true", help="the scores that were made with that flag")
     parser.add_argument("--save_path", type=cli.existing_path, default=SAVED_MODELS, help="folder of all runs")
     return parser.parse_args(argv)
 
@@ -217,13 +219,14 @@ def main(argv: list[str] | None = None) -> None:
     result = compare(systems)
     tables = tables_of(result)
     first = next(iter(systems.values()))[0]
+    flips = ", flips averaged" if args.flip_average else ""
     lead = (
         f"Dice of {plural(first['images'], 'image')} of the {args.split} split at {first['image_size']}x"
-        f"{first['image_size']}, boundary counted as {first['boundary']}."
+        f"{first['image_size']}, boundary counted as {first['boundary']}{flips}."
     )
     text = f"{lead}\n{as_text(tables)}\n"
     print(text, end="")
-    folder, stem = OUTPUTS / "compare", "_".join([*systems, args.split])
+    folder, stem = OUTPUTS / "compare", "_".join([*systems, args.split, *(["flip"] if args.flip_average else [])])
     folder.mkdir(parents=True, exist_ok=True)
     content = {key: first[key] for key in MUST_AGREE} | result
     for suffix, written in (("txt", text), ("json", json.dumps(content, indent=1))):

@@ -114,6 +114,22 @@ def test_a_mistyped_or_single_name_is_answered_with_what_is_there(write: Write, 
         run(tmp_path / "nowhere", "R", "U")
 
 
+def test_scores_with_flips_are_compared_by_their_flag(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name, dice in (("R", 0.5), ("U", 0.7)):
+        write(name, np.full(8, dice), flip_average=True)
+        (tmp_path / name / f"{name}_test_scores.json").rename(tmp_path / name / f"{name}_test_scores_flip.json")
+        write(name, np.full(8, 0.1))
+    run(tmp_path, "R", "U", "--flip_average")
+    assert "boundary counted as pet, flips averaged." in capsys.readouterr().out
+    result = json.loads((tmp_path / "outputs" / "compare" / "R_U_test_flip.json").read_text())
+    assert (result["flip_average"], result["systems"]["U"]["dice"]["mean"]) == (True, pytest.approx(0.7))
+    (tmp_path / "U" / "U_test_scores_flip.json").unlink()
+    with pytest.raises(UserError, match=r"evaluate.py --name U --split test --flip_average --save_path "):
+        run(tmp_path, "R", "U", "--flip_average")
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
