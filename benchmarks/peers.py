@@ -1,5 +1,5 @@
-"""What others would use, to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, and recipes
-that only the study needs. As a script: run src/train.py or src/evaluate.py with that network and those recipes known.
+"""What others would use, to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, and networks
+and recipes that only the study needs. As a script: run src/train.py or src/evaluate.py with them known.
 
 python benchmarks/peers.py train --model smp.Unet --epochs 10
 """
@@ -25,7 +25,7 @@ import engine
 from augment import Augmentation
 from cli import ArgumentParser, UserError, run_script
 from losses import LOSSES
-from models import NETWORKS, build_network
+from models import NETWORKS, build_network, lab3
 from oxford_pet import evenly_spaced, load_dataset
 from recipes import RECIPES, Config
 
@@ -43,6 +43,18 @@ def smp_unet() -> nn.Module:
     return model
 
 
+class OwnNorms(lab3.ResNet34UNet):
+    """Each convolution of a residual block has a BatchNorm of its own, where report lab3's two share one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.modules():
+            if isinstance(block, lab3.ResidualBlock):
+                block.conv1 = nn.Sequential(block.conv1, nn.BatchNorm2d(block.conv1.out_channels))
+                block.conv2 = nn.Sequential(block.conv2, nn.BatchNorm2d(block.conv2.out_channels))
+                block.norm = nn.Identity()
+
+
 def lab2_unaugmented(network: str) -> Config:
     return replace(RECIPES["lab2"](network), recipe="lab2-unaugmented", augmentation=Augmentation())
 
@@ -52,7 +64,7 @@ def lab3_bce(network: str) -> Config:
     return replace(RECIPES["lab3"](network), recipe="lab3-bce", **changes)
 
 
-PEER_NETWORKS = {"smp.Unet": smp_unet, **choices.CHOICE_NETWORKS}
+PEER_NETWORKS = {"smp.Unet": smp_unet, "study.OwnNorms": OwnNorms, **choices.CHOICE_NETWORKS}
 PEER_RECIPES: dict[str, Callable[[str], Config]] = {
     "lab2-unaugmented": lab2_unaugmented,
     "lab3-bce": lab3_bce,

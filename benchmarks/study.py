@@ -61,6 +61,8 @@ COMPARISONS = (
     ("lab3-R", "lab3-U"),
     ("lab2-R", "lab2-unaugmented-R"),
     ("lab3-R", "lab3-bce-R"),
+    ("lab3-own-norms-R", "lab3-R"),
+    ("lab3-own-norms-R", "lab3-U"),
     ("lab2-U", "mean-mask"),
     ("cpu-R", "cpu-UNetPlusPlus"),
     ("cpu-R", "cpu-SegFormer"),

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from cli import REPO, StopSignal, UserError
 from engine import create_state
 from evaluate import difference
 from losses import LOSSES
-from models import NETWORKS
+from models import NETWORKS, lab3
 from oxford_pet import load_split
 from predictor import Predictor
 from recipes import RECIPES
@@ -307,6 +308,17 @@ def test_the_plain_loop_learns(tiny_network: None, drawn_pets: Path) -> None:
     losses = [loop.train_one_epoch() for _ in range(8)]
     assert losses[-1] < losses[0]
     assert loop.logits(torch.zeros(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+
+
+@pytest.mark.parametrize(("network", "uses"), [(lab3.ResNet34UNet, {1, 2}), (peers.OwnNorms, {1})])
+def test_own_norms_share_no_batchnorm(network: type[torch.nn.Module], uses: set[int]) -> None:
+    model, calls = network(), Counter()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, *_: calls.update([norm]))
+    model(torch.zeros(2, 3, 64, 64))
+    assert len(calls) == len(norms)
+    assert set(calls.values()) == uses
 
 
 def state_of_choice(recipe: str, network: str, data: Path) -> engine.TrainingState:
