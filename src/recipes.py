@@ -211,8 +211,8 @@ def default(network: str) -> Config:
 def fast(network: str) -> Config:
     """Trains to a validation Dice of 0.90 in the shortest time: ``default`` with half of its augmentation.
 
-    At 128x128, on one core of an AMD EPYC with bfloat16 (``--model R --recipe fast --stop_at_dice 0.90``): reached after
-    24 epochs, 21 minutes, test Dice 0.9058, with flips 0.9080.
+    At 128x128, on one core of an AMD EPYC with bfloat16 (``--model R --recipe fast --stop_at_dice 0.90``): reached
+    after 24 epochs, 21 minutes, test Dice 0.9058, with flips 0.9080.
     """
     config = default(network)
     return dataclasses.replace(
@@ -261,9 +261,9 @@ def lab3(network: str) -> Config:
     frozen from the second epoch on; here it trains in training mode throughout. Its threshold, from 0.5 up where the
     others' is above 0.5, differs at a logit of exactly 0 only, and is not kept.
 
-    At 128x128, on one core of an AMD EPYC with bfloat16 (``benchmarks/study.py --queue benchmarks/queue.txt --only lab3-R
-    lab3-U``): ResNet34_UNet, 25 epochs, 52 minutes, test Dice 0.7872, with flips 0.8054, because its shared BatchNorms
-    fit neither of their convolutions (STUDY.md); UNet, 5 epochs, 51 minutes, 0.8683 and 0.8728.
+    At 128x128, on one core of an AMD EPYC with bfloat16 (``benchmarks/study.py --queue benchmarks/queue.txt --only
+    lab3-R lab3-U``): ResNet34_UNet, 25 epochs, 52 minutes, test Dice 0.7872, with flips 0.8054, because its shared
+    BatchNorms fit neither of their convolutions (STUDY.md); UNet, 5 epochs, 51 minutes, 0.8683 and 0.8728.
     """
     return Config(
         {"UNet": "lab3.UNet", "ResNet34_UNet": "lab3.ResNet34_UNet"}.get(network, network),
