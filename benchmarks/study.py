@@ -57,6 +57,7 @@ COMPARISONS = (
     ("cpu-R", "cpu-U"),
     ("cpu-U", "lab2-U"),
     ("cpu-R-15", "smp-15"),
+    ("cpu-R-15", "cpu-R-9-full-size"),
     ("lab2-R", "lab2-U"),
     ("lab3-R", "lab3-U"),
     ("lab2-R", "lab2-unaugmented-R"),
@@ -406,24 +407,36 @@ def size_table(runs: Runs) -> list[str]:
     return lines
 
 
+def group_of(system: str) -> str:
+    """The panel of the figure that a system belongs to."""
+    if system.endswith("-quarter"):
+        return "a quarter of the images"
+    return system[:4] if system.startswith(("lab2", "lab3")) else "our recipe"
+
+
 def draw(runs: Runs, path: Path) -> None:
-    """Validation Dice of the first seed of each system, by epoch and by minutes of training."""
+    """Validation Dice of the first seed of each system, by epoch above and by minutes of training below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    groups = sorted({group_of(system) for system in runs}, reverse=True)  # our recipe first
+    figure = Figure(figsize=(4 * len(groups), 7), layout="constrained")
     FigureCanvasAgg(figure)
-    by_epoch, by_minutes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(2, len(groups), squeeze=False, sharey=True)
     for system, rows in runs.items():
+        by_epoch, by_minutes = axes[:, groups.index(group_of(system))]
         history = next(iter(rows.values()))["history"]
         epochs, seconds, dice = ([row[key] for row in history] for key in ("epoch", "seconds", "valid_dice"))
         by_epoch.plot(epochs, dice, label=system, marker=".")
         by_minutes.plot(np.cumsum(seconds) / 60, dice, label=system, marker=".")
-    for axis, label in ((by_epoch, "epoch"), (by_minutes, "minutes of training")):
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    by_epoch.set_ylabel("validation Dice")
-    by_minutes.legend(fontsize="small")
+    for column, group in enumerate(groups):
+        axes[0, column].set_title(group)
+        for axis, label in zip(axes[:, column], ("epoch", "minutes of training"), strict=True):
+            axis.set_xlabel(label)
+            axis.grid(alpha=0.3)
+        axes[0, column].legend(fontsize="small", loc="lower right")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("validation Dice")
     with atomic_write(path) as file:
         figure.savefig(file, dpi=80, format="png")
 
@@ -439,9 +452,10 @@ def write_page(results: Path, page: Path) -> None:
         raise UserError(f"{results} has no run-*.json; train first: python benchmarks/study.py --queue FILE")
     trained = {system: rows for system, rows in runs.items() if next(iter(rows.values()))["history"]}
     draw(trained, results / "study-curves.png")
-    lab3 = {system: next(iter(rows.values()))["history"] for system, rows in trained.items() if "lab3" in system}
-    if lab3:
-        draw_curves(lab3, results / "study-lab3-curves.png")
+    histories = {system: next(iter(rows.values()))["history"] for system, rows in trained.items()}
+    both = {system: history for system, history in histories.items() if "train_dice" in history[0]}
+    if both:
+        draw_curves(both, results / "study-lab3-curves.png")
     sections = [
         "# The two reports and our recipes, on the same data",
         "Dice is the mean over images, IoU over the set; boundary F-score and outline (its length over the target's) "
@@ -450,7 +464,7 @@ def write_page(results: Path, page: Path) -> None:
         "have each run's command, machine, versions and curves.",
         "\n".join(score_table(runs)),
         "![Validation Dice](results/study-curves.png)",
-        *(["![The networks of lab3, training and validation](results/study-lab3-curves.png)"] if lab3 else []),
+        *(["![The networks of lab3, training and validation](results/study-lab3-curves.png)"] if both else []),
         f"Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. It says "
         "what other images could have changed, not what other seeds could. A difference whose interval includes 0 is "
         "called none.",

@@ -88,7 +88,6 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
         dice.plot(best["epoch"], best["valid_dice"], "C1o")
         losses.set_title(title)
         losses.legend()
-        dice.legend(loc="center right")
         dice.set_xlabel("epoch")
         dice.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("loss")
