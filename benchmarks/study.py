@@ -64,6 +64,7 @@ COMPARISONS = (
     ("lab3-R", "lab3-bce-R"),
     ("lab3-own-norms-R", "lab3-R"),
     ("lab3-own-norms-R", "lab3-U"),
+    ("lab3-own-norms-R", "lab3-own-norms-bce-R"),
     ("lab2-U", "mean-mask"),
     ("cpu-R", "cpu-UNetPlusPlus"),
     ("cpu-R", "cpu-SegFormer"),
