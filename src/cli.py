@@ -151,10 +151,12 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line; an unknown flag is answered with the one that looks like it."""
+        """Exit with code 2 and one line; an unknown flag is answered with one that begins so or looks alike."""
         unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
-            similar = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            flags = self._option_string_actions
+            begun = [flag for flag in flags if flag.startswith(unknown[1])]
+            similar = begun or difflib.get_close_matches(unknown[1], flags, n=1)
             message = f"there is no {unknown[1]}" + (f"; did you mean {similar[0]}?" if similar else "")
         self.exit(2, f"error: {message} (--help shows all flags)\n")
 

@@ -93,7 +93,8 @@ def parser() -> ArgumentParser:
     ("flags", "said"),
     [
         (["--modle", "U"], "there is no --modle; did you mean --model?"),
-        (["--mod", "U"], "there is no --mod;"),  # no abbreviations
+        (["--mod", "U"], "there is no --mod; did you mean --model?"),  # no abbreviations
+        (["--sa"], "there is no --sa; did you mean --save_path?"),  # too short to look alike
         (["--save-path", "x"], "there is no --save-path; did you mean --save_path?"),
         (["--zzz"], "there is no --zzz ("),
         (["--model", "V"], "no network is called 'V', and no file of that name ends in .pth or .pt; there are U, UNet"),
