@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import engine
-from augment import draw_epoch
+from augment import draw_epoch, warp
 from cli import ArgumentParser, UserError, existing_path, run_script
 from engine import TrainingState
 from evaluate import difference
@@ -105,7 +106,12 @@ class StochasticDepth(ResNet34UNet):
             block.norm2 = nn.Sequential(block.norm2, Drop(DROP * index / (len(blocks) - 1), "row"))
 
 
-# ---------------------------------------------------------------------------------------------- further losses
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def mean_warp(images: Tensor, trimaps: Tensor, theta: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """``augment.warp``, where the result is smaller of means over pixels: bilinear, it takes 4 and skips the others."""
+    return warp(F.avg_pool2d(images, images.shape[-1] // side), trimaps, theta, side)
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +152,10 @@ plain_step = engine.train_step
 
 
 def train_step(state: TrainingState, *batch: Tensor) -> Tensor:
-    """``engine.train_step``, with the further loss that the variant has."""
+    """``engine.train_step``, with the warp or the further loss that the variant has."""
+    if state.config.recipe == "choice-mean-pixels":
+        with patch.object(engine, "warp", mean_warp):
+            return plain_step(state, *batch)
     further = FURTHER_LOSSES.get(state.config.recipe)
     if not further:
         return plain_step(state, *batch)
@@ -181,6 +190,7 @@ CHANGES: dict[str, tuple[str, Callable[[Config], dict[str, Any]]]] = {
     "choice-full-size": ("all epochs at full size", lambda _: {"progressive": ()}),
     "choice-half-35": ("half size until 35% of the epochs", lambda _: {"progressive": ((0.35, 2),)}),
     "choice-half-80": ("half size until 80% of the epochs", lambda _: {"progressive": ((0.8, 2),)}),
+    "choice-mean-pixels": ("smaller images are means over pixels", lambda _: {}),
     "choice-batch-8": ("batches of 8", lambda _: {"batch_size": 8}),
     "choice-batch-32": ("batches of 32", lambda _: {"batch_size": 32}),
     "choice-batch-32-rate": (

@@ -58,6 +58,7 @@ COMPARISONS = (
     ("cpu-U", "lab2-U"),
     ("cpu-R-15", "smp-15"),
     ("cpu-R-15", "cpu-R-9-full-size"),
+    ("cpu-R-15", "cpu-R-15-mean-pixels"),
     ("lab2-R", "lab2-U"),
     ("lab3-R", "lab3-U"),
     ("lab2-R", "lab2-unaugmented-R"),

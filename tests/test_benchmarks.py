@@ -352,6 +352,17 @@ def test_a_further_loss_is_added_to_the_step(recipe: str, network: str, epoch: i
     assert loss_of_step(state, choices.train_step) == pytest.approx(plain)
 
 
+def test_smaller_images_are_means_over_pixels(drawn_pets: Path) -> None:
+    images, trimaps, still = torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32).byte(), torch.eye(2, 3).repeat(2, 1, 1)
+    small, _ = choices.mean_warp(images, trimaps, still, 8)
+    torch.testing.assert_close(small, images.unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2)))
+    state = state_of_choice("choice-mean-pixels", "ResNet34_UNet_small", drawn_pets)
+    assert loss_of_step(state, choices.train_step) == pytest.approx(loss_of_step(state, choices.plain_step))
+    state.config = replace(state.config, image_size=64, progressive=((1.0, 2),))  # 64 pixels would be 32
+    state.train = load_split(drawn_pets, "train", 64)
+    assert loss_of_step(state, choices.train_step) != loss_of_step(state, choices.plain_step)
+
+
 def test_breeds_are_those_of_the_batch() -> None:
     names = ("Abyssinian_1", "great_pyrenees_10", "Abyssinian_2", "Bengal_3")
     assert choices.breeds(names).tolist() == [0, 2, 0, 1]
