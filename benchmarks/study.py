@@ -20,6 +20,7 @@ import json
 import shlex
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,8 +303,8 @@ Runs = dict[str, dict[int, dict[str, Any]]]  # the rows, by system and seed
 
 def read_rows(results: Path) -> Runs:
     runs: Runs = {}
-    for path in sorted(results.glob("run-*.json")):
-        row = json.loads(path.read_text())
+    rows = [json.loads(path.read_text()) for path in sorted(results.glob("run-*.json"))]
+    for row in sorted(rows, key=lambda row: row["seed"]):
         runs.setdefault(row["system"], {})[row["seed"]] = row
     return runs
 
@@ -349,7 +350,8 @@ def score_table(runs: Runs) -> list[str]:
     ]
     for system, rows in sorted(runs.items(), key=lambda item: -mean(item[1], "dice", "test")):
         first = next(iter(rows.values()))
-        cost = f"{first['epochs']} | {first['minutes']} ({first['threads']}) | {first['images_per_second']}"
+        minutes, rate = (np.mean([row[key] for row in rows.values()]) for key in ("minutes", "images_per_second"))
+        cost = f"{first['epochs']} | {minutes:.1f} ({first['threads']}) | {rate:.1f}"
         scores = [REPORTED.get(system, np.nan), *(mean(rows, *column) for column in columns)]
         cells = " | ".join("" if np.isnan(score) else f"{score:.4f}" for score in scores)
         lines.append(f"| {system} | {len(rows)} | {cost} | {cells} |")
@@ -391,17 +393,19 @@ def size_table(runs: Runs) -> list[str]:
     columns = " | ".join(f"{name}, to {sizes[part].max():.0%}" for name, part in zip(SIZES, parts, strict=True))
     lines = [f"| system | score | {columns} |", "| --- " * (2 + len(SIZES)) + "|"]
 
-    def scores(system: str, score: str) -> np.ndarray | None:
+    def scores(system: str, score: str, seeds: Iterable[int]) -> np.ndarray | None:
         """(n,) means over the seeds."""
-        found = [row.get(score, []) for row in runs.get(system, {}).values() if row["data"] == about["data"]]
+        rows = [runs[system][seed] for seed in seeds]
+        found = [row.get(score, []) for row in rows if row["data"] == about["data"]]
         return np.mean(found, axis=0) if found and all(len(one) == len(sizes) for one in found) else None
 
     for system in runs:
         for score, name in (("test_dice", "Dice"), ("test_boundary_f", "boundary F")):
-            if (values := scores(system, score)) is not None:
+            if (values := scores(system, score, runs[system])) is not None:
                 lines.append(f"| {system} | {name} | {' | '.join(f'{values[part].mean():.4f}' for part in parts)} |")
     for a, b in COMPARISONS:
-        pair = [scores(system, "test_dice") for system in (a, b) if system.startswith("cpu-")]
+        seeds = runs.get(a, {}).keys() & runs.get(b, {}).keys()
+        pair = [scores(system, "test_dice", seeds) for system in (a, b) if system.startswith("cpu-")]
         if len(pair) == 2 and pair[0] is not None and pair[1] is not None:
             gains = [difference(pair[0][part], pair[1][part]) for part in parts]
             cells = [f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" for gain in gains]

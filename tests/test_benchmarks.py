@@ -193,7 +193,7 @@ def test_the_page_has_the_rows_and_keeps_what_is_written_by_hand(tmp_path: Path)
     assert text.endswith(f"{study.MARKER}\n\nBy hand.\n")
     assert "old" not in text
     mean = (dice["cpu-R", 0].mean() + dice["cpu-R", 1].mean()) / 2
-    assert f"| cpu-R | 2 | 4 | 4 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
+    assert f"| cpu-R | 2 | 4 | 3.5 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
     gain = difference(dice["cpu-R", 0], dice["lab2-R", 0])  # over the seed that both have
     interval = f"{gain['mean']:+.4f} | {gain['low']:+.4f} to {gain['high']:+.4f}"
     assert f"| cpu-R less lab2-R | {interval} | above | 1 | 4 and 2 | " in text
@@ -222,7 +222,7 @@ def test_scores_by_size_of_the_pet(tmp_path: Path) -> None:
     ]
     runs |= {"cpu-R": runs["a"], "cpu-U": {0: row | {"test_dice": list(dice - 0.3)}}}
     assert study.size_table(runs)[-1] == (
-        "| cpu-R less cpu-U | Dice |" + " +0.2000 (+0.2000 to +0.2000) |" * 5  # 0.1 of it is the mean of the two seeds
+        "| cpu-R less cpu-U | Dice |" + " +0.3000 (+0.3000 to +0.3000) |" * 5  # over the seed that both have
     )
     assert study.compare(runs, "a", "b", "test_boundary_f") is None
     difference = study.compare(
