@@ -6,6 +6,9 @@ ARGS ?=
 DRAWN = dataset/drawn-pets
 SMALL = dataset/oxford-iiit-pet-128
 
+ifneq ($(words $(VENV)),1)
+$(error VENV cannot contain a space: $(VENV))
+endif
 BIN = $(VENV)/bin
 RUNTIME = $(VENV)/runtime-installed
 DEVELOPMENT = $(VENV)/development-installed
@@ -21,14 +24,15 @@ help:
 	@echo "make evaluate MODEL=R        score it on the validation split"
 	@echo "make inference MODEL=R       score it on test, write the masks"
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment: is python3-venv installed?"; exit 1; }
+# pip comes last, so an environment that was left half-made is completed.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: is python3-venv installed?"; exit 1; }
 
-$(RUNTIME): requirements.txt | $(VENV)/bin/python
+$(RUNTIME): requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(DEVELOPMENT): requirements-dev.txt requirements.txt | $(VENV)/bin/python
+$(DEVELOPMENT): requirements-dev.txt requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(RUNTIME)
 

@@ -50,7 +50,13 @@ from record import RESULTS, write_json
 from report import draw_curves, read_history
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # as rows and tables name them, as evaluate.py does
-SCORES = ("dice", "iou_set", "boundary_f", "perimeter_ratio")
+SCORES = {  # as rows name them, and the score file: at the images' own size, which inputs of any size share
+    "dice": "dice_original",
+    "iou_set": "iou_set_original",
+    "boundary_f": "boundary_f",
+    "boundary_f_middle": "boundary_f_middle",
+    "perimeter_ratio": "perimeter_ratio",
+}
 REPORTED = {"lab2-U": 0.7491, "lab2-R": 0.9011, "lab3-U": 0.88, "lab3-R": 0.89}  # test Dice, as the reports state it
 COMPARISONS = (
     ("cpu-R", "lab2-R"),
@@ -248,7 +254,17 @@ class Queue:
             "epochs": len(history),
             "threads": entry.threads,
             "minutes": round(seconds / 60, 1),
-            **{score: {key: round(report[score], 5) for key, report in reports.items()} for score in SCORES},
+            **{
+                score: {key: round(report[name], 5) for key, report in reports.items()}
+                for score, name in SCORES.items()
+            },
+            "dice_by_boundary": {
+                key: {
+                    boundary: round(sizes["own"]["dice"]["mean"], 5)
+                    for boundary, sizes in report["conventions"].items()
+                }
+                for key, report in reports.items()
+            },
             "images_per_second": round(images / seconds, 1),
             "versions": state["versions"],
             "machine": machine(),
@@ -257,8 +273,8 @@ class Queue:
             "data": entry.root.name,
             "config": as_json(entry.config),
             "history": [{key: round(value, 5) for key, value in epoch.items()} for epoch in history],
-            "validation_dice": [round(image["dice"], 4) for image in validation],
-            "test_dice": [round(image["dice"], 4) for image in test],
+            "validation_dice": [round(image["dice_original"], 4) for image in validation],
+            "test_dice": [round(image["dice_original"], 4) for image in test],
             "test_boundary_f": [round(image["boundary_f"], 4) for image in test],
         }
 
@@ -338,15 +354,15 @@ def compare(runs: Runs, a: str, b: str, score: str = "test_dice") -> dict[str, A
 def score_table(runs: Runs) -> list[str]:
     """Markdown, the best system first, means over the seeds."""
     dice = ("train", "validation", "test", "test_flip")
-    columns = [("dice", key) for key in dice] + [(score, "test") for score in SCORES[1:]]
+    columns = [("dice", key) for key in dice] + [(score, "test") for score in SCORES if score != "dice"]
 
     def mean(rows: dict[int, dict[str, Any]], score: str, key: str) -> float:
-        return float(np.mean([row[score].get(key, np.nan) for row in rows.values()]))
+        return float(np.mean([row.get(score, {}).get(key, np.nan) for row in rows.values()]))
 
     lines = [
         "| system | seeds | epochs | minutes (threads) | images/s | reported | train | validation | test | test, flips "
-        "| IoU over the set | boundary F | outline |",
-        "| --- " * 13 + "|",
+        "| IoU over the set | boundary F | boundary F, middle | outline |",
+        "| --- " * 14 + "|",
     ]
     for system, rows in sorted(runs.items(), key=lambda item: -mean(item[1], "dice", "test")):
         first = next(iter(rows.values()))

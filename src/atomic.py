@@ -1,10 +1,13 @@
 """Atomic file and folder writes, and locks: what stands under a name is complete, whatever interrupts the writing."""
 
 import errno
+import glob
 import os
+import re
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,27 +48,31 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name beside ``target``; renamed when the block ends well, else removed.
 
-    Parent folders of ``target`` are created. An empty folder at ``target`` is replaced.
+    Parent folders of ``target`` are created. An empty folder at ``target`` is replaced. What a killed process left of
+    its own attempt is removed.
 
     Yields:
         The temporary folder, empty.
 
     Raises:
+        BlockingIOError: another process fills it.
         FileExistsError: ``target`` is a file, or a folder that is not empty; it is unchanged.
         OSError: the disk is full or the parent folder cannot be written.
     """
     target = target.resolve()  # of a link, where it points to
     raise_if_occupied(target)
     temporary = temporary_name(target)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        raise_if_occupied(target)
-        if target.is_dir():
-            target.rmdir()  # Windows renames onto no folder, not even onto an empty one
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked(target.with_name(f".{target.name}.folder-lock")):
+        remove_leftovers(target.parent, glob.escape(target.name))
+        try:
+            temporary.mkdir()
+            yield temporary
+            raise_if_occupied(target)
+            if target.is_dir():
+                target.rmdir()  # Windows renames onto no folder, not even onto an empty one
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def raise_if_occupied(target: Path) -> None:
@@ -81,10 +88,16 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
-def remove_leftovers(folder: Path, prefix: str) -> None:
-    """Remove what killed writes of ``prefix*`` left in a folder; call it under the lock of those names only."""
-    for path in folder.glob(f".{prefix}*.part"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove_leftovers(folder: Path, *patterns: str) -> None:
+    """Remove what killed writes of files or folders of these names left in a folder; call it under their lock only.
+
+    Args:
+        patterns: such as ``*_mask.png``. A hidden file of any other form than ``temporary_name`` gives stays.
+    """
+    for pattern in patterns:
+        for path in folder.glob(f".{pattern}.*.part"):
+            if re.fullmatch(r".*\.[0-9a-f]{8}\.part", path.name, re.DOTALL):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -102,14 +115,18 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        lock = FileLock(path, timeout=-1 if wait else 0).acquire()
+        lock.acquire(timeout=0)
     except Timeout:
         holder = ""
         with suppress(OSError):
             holder = path.read_text(errors="replace").strip()
         holder = holder or "another process"
-        raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
+        if not wait:
+            raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
+        print(f"waiting for {holder}, which writes to {path.parent}", file=sys.stderr)
+        lock.acquire()
     except OSError as error:  # a network file system without locks, say: the system's error lacks the name
         raise OSError(error.errno, error.strerror, str(path)) from error
     with lock:

@@ -339,19 +339,32 @@ def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
 
 
 def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
-    """The dtype that the network computes in: auto takes bfloat16 where the device has instructions for it."""
+    """The dtype that the network computes in: auto takes bfloat16 where a training step is faster so.
+
+    On a CPU that is by AMX, and by AMD's AVX-512 instructions; by Intel's alone, float32 is faster
+    (benchmarks/README.md). A rule, not a timer: a seed gives the same run each time.
+    """
     import torch
 
     if wanted == "auto":
-        native = {
+        is_faster = {
             "cuda": lambda: torch.cuda.get_device_capability(device) >= (8, 0),
-            "cpu": lambda: any(
-                getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            "cpu": lambda: (
+                getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+                or ("AMD" in processor() and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
             ),
             "mps": lambda: False,
         }
-        wanted = "bf16" if native[device.type]() else "fp32"
+        wanted = "bf16" if is_faster[device.type]() else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def machine() -> str:
@@ -360,10 +373,7 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {plural(cpu_cores(), 'core')}"
+    return f"{processor()}, {plural(cpu_cores(), 'core')}"
 
 
 def describe(device: "torch.device", precision: "torch.dtype") -> str:

@@ -170,7 +170,7 @@ def draw_predictions(report: dict[str, Any], indices: np.ndarray) -> list[dict[s
             dice_and_iou(*overlap(pred, *target_and_weight(pixels, report["boundary"])))[0].item(), row["dice_original"]
         ):
             raise UserError(f"{folder} holds another prediction of {row['name']} than was scored")
-        return thumbnail(image, trimap, mask, 320)
+        return thumbnail(image, trimap, mask, report["boundary"], 320)
 
     try:
         return list(in_threads(draw, indices))
@@ -199,7 +199,7 @@ def gallery_of(systems: Systems) -> dict[str, Any] | None:
     ]
     names = ", ".join(systems[system][0]["name"] for system in shown)
     note = f"Where they differ most. The Dice is the mean over the seeds; the predictions are those of {names}."
-    return {"boundary": first["boundary"], "runs": shown, "note": note, "entries": entries} if shown else None
+    return {"runs": shown, "note": note, "entries": entries} if shown else None
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

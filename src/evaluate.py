@@ -33,7 +33,7 @@ from models import network_names
 from oxford_pet import MODES, Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
 from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
-from trimap import BOUNDARIES, decode_trimap, target_and_weight
+from trimap import BOUNDARIES, decode_trimap, split_boundary, target_and_weight
 
 BOUNDARY_TOLERANCE = 0.0075  # of the boundary F-score, as a fraction of the image's diagonal
 RESAMPLES = 10_000  # of the bootstrap
@@ -152,12 +152,12 @@ def estimate_conventions(overlaps: np.ndarray) -> dict[str, dict[str, dict[str, 
     Returns:
         By convention, size (``model``, ``own``), and score (``dice``, ``iou``, ``dice_set``, ``iou_set``).
     """
-    per_image = torch.stack(dice_and_iou(*torch.from_numpy(overlaps).unbind(-1)), -1).numpy()  # (n, 2, 3, 2)
+    per_image = torch.stack(dice_and_iou(*torch.from_numpy(overlaps).unbind(-1)), -1).numpy()  # (n, 2, 4, 2)
     columns = np.concatenate((per_image, overlaps), -1)
     drawn = np.concatenate((columns.mean(0)[None], bootstrap(columns)))  # the first one is the set itself
     over_set = torch.stack(dice_and_iou(*torch.from_numpy(drawn[..., 2:]).unbind(-1)), -1).numpy()
-    scores = np.concatenate((drawn[..., :2], over_set), -1)  # (1 + RESAMPLES, 2, 3, 4)
-    table = np.stack((scores[0], *np.percentile(scores[1:], (2.5, 97.5), axis=0)), -1)  # (2, 3, 4, mean low high)
+    scores = np.concatenate((drawn[..., :2], over_set), -1)  # (1 + RESAMPLES, 2, 4, 4)
+    table = np.stack((scores[0], *np.percentile(scores[1:], (2.5, 97.5), axis=0)), -1)  # (2, 4, 4, mean low high)
 
     return {
         boundary: {
@@ -226,7 +226,7 @@ def evaluate(
 
 
 def overlaps_by_convention(pred: Tensor, trimaps: Tensor) -> Tensor:
-    """What ``overlap`` counts under each of ``BOUNDARIES``: (N, 3, 2) on the CPU.
+    """What ``overlap`` counts under each of ``BOUNDARIES``: (N, 4, 2) on the CPU.
 
     Args:
         pred: (N, 1, H, W) bool.
@@ -241,10 +241,10 @@ def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> 
 
     Args:
         logits: (S, S) float32; enlarged, then thresholded.
-        trimap: (H, W) uint8.
+        trimap: (H, W) uint8, of ``split_boundary``.
 
     Returns:
-        The scores, and (3, 2) float64 of ``overlaps_by_convention``.
+        The scores, and (4, 2) float64 of ``overlaps_by_convention``.
     """
     mask, pixels = torch.from_numpy(resize_logits(logits, *trimap.shape) > 0), torch.from_numpy(trimap)
     target, weight = target_and_weight(pixels, boundary)
@@ -258,6 +258,7 @@ def score_at_own_size(logits: np.ndarray, trimap: np.ndarray, boundary: str) -> 
         "intersection": intersection.item(),
         "areas": areas.item(),
         "boundary_f": boundary_f_score(outlined, target.numpy()),
+        "boundary_f_middle": boundary_f_score(mask.numpy(), target_and_weight(pixels, "middle")[0].numpy()),
         "perimeter": perimeter(outlined),
         "target_perimeter": perimeter(target.numpy()),
         "target_fraction": target.double().mean().item(),
@@ -271,22 +272,23 @@ def score_split(
     predictor: Predictor,
     split: Split,
     batch_size: int,
-    on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
+    on_sample: Callable[[Path, np.ndarray, np.ndarray, str], None] | None = None,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Score a split at the model's size and, by threads beside the device's work, each image at its own size.
 
     Args:
-        on_sample: called from those threads with an image's file, the logits, (S, S) float32, and its trimap, (H, W).
+        on_sample: called from those threads with an image's file, the logits, (S, S) float32, its trimap, (H, W) uint8,
+            and what the trimap's boundary counts as.
 
     Returns:
-        Each image's name and scores, as the score file holds them; (n, 2, 3, 2) for ``estimate_conventions``.
+        Each image's name and scores, as the score file holds them; (n, 2, 4, 2) for ``estimate_conventions``.
     """
     boundary = predictor.config.boundary
 
     def finish(name: str, logits: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-        trimap = decode_trimap(trimap_path(split.root, name))
+        trimap = split_boundary(decode_trimap(trimap_path(split.root, name)))
         if on_sample:
-            on_sample(image_path(split.root, name), logits, trimap)
+            on_sample(image_path(split.root, name), logits, trimap, boundary)
         return score_at_own_size(logits, trimap, boundary)
 
     at_model_size: list[Tensor] = []
@@ -372,7 +374,8 @@ def summarise(rows: list[dict[str, Any]], overlaps: np.ndarray, boundary: str) -
         boundary: the run's convention.
     """
     conventions = estimate_conventions(overlaps)
-    column = {key: np.array([row[key] for row in rows]) for key in ("boundary_f", "perimeter", "target_perimeter")}
+    columns = ("boundary_f", "boundary_f_middle", "perimeter", "target_perimeter")
+    column = {key: np.array([row[key] for row in rows]) for key in columns}
     return {
         **{
             f"{score}{suffix}": estimated["mean"]
@@ -380,6 +383,7 @@ def summarise(rows: list[dict[str, Any]], overlaps: np.ndarray, boundary: str) -
             for score, estimated in conventions[boundary][size].items()
         },
         "boundary_f": column["boundary_f"].mean(),
+        "boundary_f_middle": column["boundary_f_middle"].mean(),
         "perimeter_ratio": column["perimeter"].sum() / max(column["target_perimeter"].sum(), 1),
         "conventions": conventions,
         "images": len(rows),
@@ -397,7 +401,8 @@ def print_scores(report: dict[str, Any]) -> None:
         f"    IoU {report['iou']:.4f}; over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}\n"
         f"    at the images' own size: Dice {report['dice_original']:.4f}, IoU {report['iou_original']:.4f}; "
         f"over the set: Dice {report['dice_set_original']:.4f}, IoU {report['iou_set_original']:.4f}\n"
-        f"    boundary F-score {report['boundary_f']:.4f} (within {BOUNDARY_TOLERANCE:.2%} of the diagonal), outline "
+        f"    boundary F-score {report['boundary_f']:.4f} (within {BOUNDARY_TOLERANCE:.2%} of the diagonal), "
+        f"{report['boundary_f_middle']:.4f} against the middle line of the trimaps' boundary; outline "
         f"{report['perimeter_ratio']:.2f} times as long as the target's"
     )
     if report["empty_targets"]:
@@ -409,7 +414,7 @@ def print_scores(report: dict[str, Any]) -> None:
 
 
 def score_checkpoint(
-    args: argparse.Namespace, mode: str, on_sample: Callable[[Path, np.ndarray, np.ndarray], None] | None = None
+    args: argparse.Namespace, mode: str, on_sample: Callable[[Path, np.ndarray, np.ndarray, str], None] | None = None
 ) -> dict[str, Any]:
     """Score a checkpoint on a split, print the scores, and write them as JSON beside the checkpoint.
 

@@ -25,7 +25,16 @@ from checkpoint import checkpoint_path, load_checkpoint
 from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
 from evaluate import add_scoring_options, open_checkpoint, parse_scoring_args, requested_checkpoint, score_checkpoint
 from images import PHOTO_FORMATS, decode_image, in_threads
-from photos import PRODUCTS, PhotoOptions, cut_out_stream, encode_png, find_photos, predict_photos, set_pixel_limit
+from photos import (
+    PRODUCTS,
+    PhotoOptions,
+    cut_out_stream,
+    encode_png,
+    find_photos,
+    predict_photos,
+    result_path,
+    set_pixel_limit,
+)
 from predictor import Predictor, resize_logits
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
 from trimap import target_and_weight
@@ -34,7 +43,12 @@ LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
 
 
 def write_prediction(
-    output: Path, thumbnails: dict[str, Any] | None, image_file: Path, logits: np.ndarray, trimap: np.ndarray
+    output: Path,
+    thumbnails: dict[str, Any] | None,
+    image_file: Path,
+    logits: np.ndarray,
+    trimap: np.ndarray,
+    boundary: str,
 ) -> None:
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the image's own size.
 
@@ -42,6 +56,7 @@ def write_prediction(
         thumbnails: takes the image's for the report, by its name; None leaves out the overlay too.
         logits: (S, S) float32.
         trimap: (H, W) uint8.
+        boundary: what the trimap's boundary counts as.
     """
     name = image_file.stem
     if thumbnails is not None:
@@ -56,7 +71,7 @@ def write_prediction(
         file.write(encode_png(mask.astype(np.uint8) * 255))
     if thumbnails is None:
         return
-    thumbnails[name] = thumbnail(image, trimap, mask)
+    thumbnails[name] = thumbnail(image, trimap, mask, boundary)
     with atomic_write(output / f"{name}_overlay.png", sync=False) as file:
         file.write(encode_png(overlay(image, mask)))
 
@@ -93,7 +108,7 @@ def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any],
     """
 
     def enlarge(name: str) -> dict[str, Any]:
-        return thumbnail(*read_prediction(output, Path(report["data_path"]), name), 320)
+        return thumbnail(*read_prediction(output, Path(report["data_path"]), name), report["boundary"], 320)
 
     rows = report["per_image"]
     worst = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]]
@@ -165,7 +180,12 @@ def predict_photos_of(args: argparse.Namespace) -> None:
     )
     if is_stream:
         cut_out_stream(predictor, options)
-    elif predict_photos(predictor, photos, options):
+        return
+    with locked(options.output / ".lock", wait=True):
+        for folder in {result_path(photo, "mask", options).parent for photo in photos}:
+            remove_leftovers(folder, *(f"*_{product}.png" for product in PRODUCTS))
+        errors = predict_photos(predictor, photos, options)
+    if errors:
         sys.exit(1)
 
 
@@ -178,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     thumbnails: dict[str, Any] | None = None if args.masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
-        remove_leftovers(output, "")
+        remove_leftovers(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
         report = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
         sheet = write_contact_sheet(output, report)
         what = "masks" if args.masks_only else "masks and overlays"

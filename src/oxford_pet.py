@@ -31,7 +31,7 @@ from tqdm import tqdm
 from atomic import atomic_folder, atomic_write, locked, remove_leftovers
 from cli import DATASET, ArgumentParser, UserError, run_script, shell
 from images import decode_image, in_threads, read_bytes, resize_image
-from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap
+from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap, split_boundary, without_split
 
 MODES = ("train", "valid", "test")
 FOLDER = "oxford-iiit-pet"
@@ -254,7 +254,7 @@ class Split:
         root: the data set's own folder.
         mode: train, valid or test.
         names: of the samples, in the order of the pixels.
-        pixels: (n, S, S, 4) uint8: red, green, blue, trimap; on the device, or a memory map of the cache.
+        pixels: (n, S, S, 4) uint8: red, green, blue, trimap (``split_boundary``); on the device, or a memory map.
     """
 
     root: Path
@@ -266,9 +266,13 @@ class Split:
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """A CRC-32 of the names and the pixels: equal for equal data, wherever it lies."""
-        names = zlib.crc32("\n".join(self.names).encode())
-        return f"{zlib.crc32(self.pixels.cpu().numpy().data, names):08x}"
+        """A CRC-32 of the names and the pixels, the trimaps as in the files: equal for equal data, wherever it lies."""
+        crc = zlib.crc32("\n".join(self.names).encode())
+        for part in self.pixels.split(64):
+            pixels = part.cpu().numpy().copy()
+            pixels[..., 3] = without_split(pixels[..., 3])
+            crc = zlib.crc32(pixels.data, crc)
+        return f"{crc:08x}"
 
     def to(self, device: torch.device) -> "Split":
         """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""
@@ -350,7 +354,7 @@ def _decode_to_cache(path: Path, shape: tuple[int, ...], root: Path, names: list
         pixels = _read_cache(path, shape)
         if pixels is not None:
             return pixels
-        remove_leftovers(path.parent, "")
+        remove_leftovers(path.parent, "*.npy")
         with atomic_write(path) as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for sample in decode_all(root, names, shape[1]):
@@ -366,7 +370,8 @@ def decode_all(root: Path, names: list[str], image_size: int, task: str = "decod
     """
 
     def decode(name: str) -> np.ndarray:
-        image, trimap = decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name))
+        image = decode_image(image_path(root, name))
+        trimap = split_boundary(decode_trimap(trimap_path(root, name)))
         pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
         return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
@@ -375,7 +380,7 @@ def decode_all(root: Path, names: list[str], image_size: int, task: str = "decod
 
 def _cache_key(root: Path, names: list[str]) -> str:
     """A hash of all that the decoded pixels depend on."""
-    digest = hashlib.sha256(b"decoder 2")
+    digest = hashlib.sha256(b"decoder 3")
     for name in names:
         for path in (image_path(root, name), trimap_path(root, name)):
             try:
@@ -407,7 +412,6 @@ def download(target: Path = DATASET) -> None:
     with locked(parent / f".{target.name}.lock"):
         if is_complete_data_set(target):  # another process has downloaded it meanwhile
             return
-        remove_leftovers(parent, f"{target.name}.")
         downloaded = parent / f".{target.name}.download"
         for partial in downloaded.glob("*.partial"):  # of a download that was killed
             partial.unlink()

@@ -19,7 +19,7 @@ from evaluate import RESAMPLES, estimate
 from images import decode_image, decode_raw, resize_image
 from oxford_pet import image_path, trimap_path
 from recipes import RECIPES, Config
-from trimap import decode_trimap, resize_trimap, target_and_weight
+from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight
 
 GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
 PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's groups, as fractions of the image
@@ -114,16 +114,19 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def read_prediction(folder: Path, root: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image of the data at ``root``, (H, W, 3) uint8 RGB, its trimap, (H, W) uint8, and its predicted mask.
+    """Read an image of the data at ``root``, its trimap and its predicted mask.
 
     Args:
-        folder: where ``inference.py`` wrote the mask, (H, W) bool.
+        folder: where ``inference.py`` wrote the mask.
+
+    Returns:
+        (H, W, 3) uint8 RGB, (H, W) uint8 of ``split_boundary``, (H, W) bool.
 
     Raises:
         UserError: one of them cannot be read.
     """
     mask = decode_raw(folder / f"{name}_mask.png") > 0
-    return decode_image(image_path(root, name)), decode_trimap(trimap_path(root, name)), mask
+    return decode_image(image_path(root, name)), split_boundary(decode_trimap(trimap_path(root, name))), mask
 
 
 def draw_contact_sheet(
@@ -224,7 +227,7 @@ def write_run_page(
         curves=curves({report["name"]: history}),
         tables=group_tables(report["per_image"]),
         histogram=np.histogram(dice, 20, (0, 1))[0].tolist(),
-        gallery={"boundary": report["boundary"], "runs": [report["name"]], "note": note, "entries": entries},
+        gallery={"runs": [report["name"]], "note": note, "entries": entries},
     )
 
 
@@ -308,27 +311,27 @@ def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return tables
 
 
-def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, side: int = 96) -> dict[str, Any]:
+def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, boundary: str, side: int = 96) -> dict[str, Any]:
     """An image and its map, shrunk and encoded for the page.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         trimap: (H, W) uint8.
         mask: (H, W) bool, the prediction.
+        boundary: what the trimap's boundary counts as.
         side: the longer one's pixels at most.
 
     Returns:
         ``image`` (JPEG) and ``map`` (lossless WebP), both in base64. The map is 32 times the sum of 1 (predicted), 2
-        (pet in the target) and 4 (boundary), so that the page can draw any of them, under any convention.
+        (pet in the target) and 4 (ignored), so that the page can draw any of them.
     """
     scale = min(1.0, side / max(image.shape[:2]))
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     small = cv2.cvtColor(resize_image(image, height, width), cv2.COLOR_RGB2BGR)
     pixels = torch.from_numpy(resize_trimap(trimap, height, width))
-    pet, _ = target_and_weight(pixels, "background")
-    _, counted = target_and_weight(pixels, "ignore")
+    target, weight = target_and_weight(pixels, boundary)
     pred = resize_trimap(mask.astype(np.uint8), height, width)
-    bits = 32 * (pred + 2 * pet.numpy() + 4 * ~counted.numpy())
+    bits = 32 * (pred + 2 * target.numpy() + 4 * ~weight.numpy())
     quality = [cv2.IMWRITE_JPEG_QUALITY, 65 if side < 200 else 80, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
     encoded = cv2.imencode(".jpg", small, quality)[1], cv2.imencode(".webp", bits.astype(np.uint8), lossless)[1]

@@ -125,6 +125,7 @@ class Run:
             "loss_sum": state.loss_sum,
             "best_dice": self.best_dice,
             "fingerprints": self.fingerprints,
+            "precision": "bf16" if state.precision == torch.bfloat16 else "fp32",
         }
         self.write(self.path("last"), {**self.checkpoint(), "training": training})
 
@@ -142,6 +143,7 @@ def fit(run: Run, stop: StopSignal, save_every: float, compiled: bool = False) -
     """
     state, config = run.state, run.config
     predictor = Predictor.from_model(state.ema_model, config, state.device)
+    predictor.precision = state.precision
     if not state.optimizer.state:  # no step yet, from fresh weights or from a checkpoint's
         run.save()
     started = saved = time.monotonic()
@@ -394,7 +396,11 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
         if not (DATASET / "annotations").is_dir():
             ranks.from_first(lambda: download(DATASET))
     root = find_root(data_path)
-    print_plan(args, config, device, root)
+    started_in = start["training"].get("precision") if args.start == "resume" and "training" in start else None
+    precision = ranks.from_first(lambda: choose_precision(started_in or config.precision, device))
+    print_plan(args, config, device, precision, root)
+    if started_in == "bf16" and choose_precision("auto", device) != precision:
+        print("note: the run began in bfloat16, and --resume stays with it; float32 would be faster on this machine")
     limits = {"train": config.train_images or config.limit, "valid": config.limit}
     train, valid = (load_split(root, mode, config.image_size, limit) for mode, limit in limits.items())
     fingerprints = [train.fingerprint(), valid.fingerprint()]
@@ -413,6 +419,7 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
         provenance(),
         fingerprints,
     )
+    run.state.precision = precision
     if run.state.steps_per_epoch * config.epochs == 1 and config.warmup:
         raise UserError("one step in all would train nothing: warm-up begins at a learning rate of 0; take more epochs")
     if start:
@@ -420,7 +427,9 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     return run
 
 
-def print_plan(args: argparse.Namespace, config: Config, device: torch.device, root: Path) -> None:
+def print_plan(
+    args: argparse.Namespace, config: Config, device: torch.device, precision: torch.dtype, root: Path
+) -> None:
     """Print what will be done, before anything that takes long."""
     with torch.device("meta"):
         parameters = count_parameters(build_network(config.network))
@@ -431,7 +440,7 @@ def print_plan(args: argparse.Namespace, config: Config, device: torch.device, r
     print(
         f"{config.network}, {parameters:,} parameters; recipe {config.recipe}: {plural(config.epochs, 'epoch')}, "
         f"batch {config.batch_size}, learning rate {config.learning_rate}, seed {config.seed}\n"
-        f"on {describe(device, choose_precision(config.precision, device))}; {side}x{side} pixels, boundary counted as "
+        f"on {describe(device, precision)}; {side}x{side} pixels, boundary counted as "
         f"{config.boundary}\n"
         f"writes to {args.save_path / args.name}, about {megabytes:,.0f} MB\n"
         f"data {root}",
@@ -550,7 +559,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="train NAME-seed0, NAME-seed1, ... one after the other; the same command again resumes the list",
     )
-    add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where the device has it (default: auto)")
+    add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where it is faster (default: auto)")
     add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
     add("--stop_at_dice", type=cli.fraction, metavar="D", help="end the run when the validation Dice reaches D, 0 to 1")
     add("--save_every", type=cli.seconds, default=60.0, metavar="SECONDS", help="between two saves; 0: each epoch")
@@ -629,7 +638,7 @@ def exported_weights(run: Run) -> Path:
 def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(run.folder, f"{run.name}_")
+    remove_leftovers(run.folder, f"{run.name}_*")
     if args.start == "new":
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):

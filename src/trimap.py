@@ -11,22 +11,50 @@ from cli import UserError
 from images import decode_raw
 
 PET, BACKGROUND, BOUNDARY = 1, 2, 3
-BOUNDARIES = ("pet", "background", "ignore")  # what the boundary band may count as
+INNER_BOUNDARY = 4  # in decoded pixels only: the part of the boundary band that is nearer to the pet
+BOUNDARIES = ("pet", "background", "ignore", "middle")  # what the boundary band may count as
 
 
 def target_and_weight(trimaps: Tensor, boundary: str) -> tuple[Tensor, Tensor]:
     """Split trimaps into the target (which pixels are pet) and the weight (which pixels count).
 
     Args:
-        trimaps: (..., H, W) uint8: 1 pet, 2 background, 3 boundary.
-        boundary: what a boundary pixel counts as, one of ``BOUNDARIES``.
+        trimaps: (..., H, W) uint8: 1 pet, 2 background, 3 boundary, 4 boundary nearer to the pet.
+        boundary: what a boundary pixel counts as, one of ``BOUNDARIES``; by ``middle``, 4 is pet and 3 background.
 
     Returns:
         target and weight, bool, of the shape of ``trimaps``; the weight is false only where the boundary is ignored.
     """
     target = trimaps != BACKGROUND if boundary == "pet" else trimaps == PET
-    weight = trimaps != BOUNDARY if boundary == "ignore" else torch.ones_like(target)
+    if boundary == "middle":
+        target |= trimaps == INNER_BOUNDARY
+    weight = trimaps < BOUNDARY if boundary == "ignore" else torch.ones_like(target)
     return target, weight
+
+
+def split_boundary(trimap: np.ndarray) -> np.ndarray:
+    """Split the boundary band along its middle line, where the fur ends: band pixels nearer to the pet become 4.
+
+    A pixel at equal distances becomes 4. Without any pet the band stays 3; with pet but no background it becomes 4.
+
+    Args:
+        trimap: (H, W) uint8 of 1, 2 and 3, at its own size (resizing first would move the middle line).
+
+    Returns:
+        (H, W) uint8 of 1, 2, 3 and 4.
+    """
+    far = float(sum(trimap.shape))  # more than any distance within the image
+    to_pet, to_background = (
+        cv2.distanceTransform((trimap != value).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).clip(max=far)
+        for value in (PET, BACKGROUND)
+    )
+    is_inner = (trimap == BOUNDARY) & (to_pet <= to_background) & (to_pet < far)
+    return np.where(is_inner, np.uint8(INNER_BOUNDARY), trimap)
+
+
+def without_split(trimaps: np.ndarray) -> np.ndarray:
+    """Undo ``split_boundary``: 4 becomes 3 again, in an array of any shape."""
+    return np.minimum(trimaps, BOUNDARY)
 
 
 def decode_trimap(path: Path) -> np.ndarray:

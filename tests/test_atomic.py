@@ -26,6 +26,13 @@ def test_file_takes_its_name_only_when_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_filling_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".pets.01234567.part" / "images").mkdir(parents=True)
+    with atomic_folder(tmp_path / "pets"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
 @pytest.mark.parametrize("empty_folder_there", [False, True])
 def test_folder_takes_its_name_only_when_complete(tmp_path: Path, empty_folder_there: bool) -> None:
     target = tmp_path / "new" / "folder"
@@ -93,12 +100,13 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".R_last.pth.12345678.part", ".U_last.pth.12345678.part", "R_last.pth", ".R_notes"):
+    others = {".U_last.pth.12345678.part", "R_last.pth", ".R_notes", ".R_mine.part", ".R_mine.2026.part"}
+    for name in (".R_last.pth.12345678.part", *others):
         (tmp_path / name).touch()
     (tmp_path / ".R_folder.12345678.part" / "inner").mkdir(parents=True)
-    remove_leftovers(tmp_path, "R_")
+    remove_leftovers(tmp_path, "R_*")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {".U_last.pth.12345678.part", "R_last.pth", ".R_notes"}
+    assert left == others
 
 
 def test_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:

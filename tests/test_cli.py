@@ -224,7 +224,25 @@ def test_precision() -> None:
     assert choose_precision("bf16", CPU) == torch.bfloat16
     assert choose_precision("fp32", CPU) == torch.float32
     assert choose_precision("auto", torch.device("mps")) == torch.float32
-    assert choose_precision("auto", CPU) in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("processor", "avx512", "amx", "precision"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8380", True, False, torch.float32),
+        ("Intel(R) Xeon(R) Processor", True, True, torch.bfloat16),
+        ("AMD EPYC 9R45", True, False, torch.bfloat16),
+        ("AMD EPYC 7B13", False, False, torch.float32),
+        ("", False, False, torch.float32),
+    ],
+)
+def test_auto_takes_bfloat16_on_a_cpu_where_it_is_faster(
+    processor: str, avx512: bool, amx: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "processor", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_precision("auto", CPU) == precision
 
 
 # ---------------------------------------------------------------------------------------------- a script's process

@@ -127,10 +127,11 @@ def test_boundary_f_score_where_there_is_no_outline() -> None:
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_scores_at_the_images_own_size(boundary: str) -> None:
     rng = np.random.default_rng(0)
-    logits, trimap = rng.normal(size=(8, 8)).astype(np.float32), rng.integers(1, 4, (20, 30), np.uint8)
+    logits, trimap = rng.normal(size=(8, 8)).astype(np.float32), rng.integers(1, 5, (20, 30), np.uint8)
     pred = resize_logits(logits, 20, 30) > 0
-    target = (trimap != 2) if boundary == "pet" else trimap == 1
-    counted = trimap != 3 if boundary == "ignore" else np.full(trimap.shape, True)
+    pet = {"pet": (1, 3, 4), "middle": (1, 4), "background": (1,), "ignore": (1,)}
+    target = np.isin(trimap, pet[boundary])
+    counted = trimap < 3 if boundary == "ignore" else np.full(trimap.shape, True)
     both, areas = (pred & target & counted).sum(), (pred & counted).sum() + (target & counted).sum()
     outlined = np.where(counted, pred, target)  # ignored pixels cannot be wrong
     scores, overlaps = score_at_own_size(logits, trimap, boundary)
@@ -142,6 +143,7 @@ def test_scores_at_the_images_own_size(boundary: str) -> None:
             "intersection": both,
             "areas": areas,
             "boundary_f": boundary_f_score(outlined, target),
+            "boundary_f_middle": boundary_f_score(pred, np.isin(trimap, pet["middle"])),
             "perimeter": perimeter(outlined),
             "target_perimeter": perimeter(target),
             "target_fraction": target.mean(),
@@ -176,8 +178,8 @@ def test_bootstrap_is_paired_seeded_and_as_wide_as_theory_says() -> None:
 
 def test_intervals_under_each_convention_are_those_of_its_images_and_of_their_pixels() -> None:
     rng = np.random.default_rng(0)
-    areas = rng.integers(10, 1000, (50, 2, 3)).astype(float)
-    both = np.floor(rng.random((50, 2, 3)) * areas / 2)
+    areas = rng.integers(10, 1000, (50, 2, 4)).astype(float)
+    both = np.floor(rng.random((50, 2, 4)) * areas / 2)
     areas[0], both[0] = 0, 0  # nothing there, nothing predicted: 1
     table = estimate_conventions(np.stack((both, areas), -1))
     for under, boundary in enumerate(BOUNDARIES):
@@ -197,7 +199,9 @@ def test_intervals_under_each_convention_are_those_of_its_images_and_of_their_pi
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize(("boundary", "empty"), [("pet", [2]), ("background", [2, 3]), ("ignore", [2, 3])])
+@pytest.mark.parametrize(
+    ("boundary", "empty"), [("pet", [2]), ("background", [2, 3]), ("ignore", [2, 3]), ("middle", [2, 3])]
+)
 def test_a_split_is_scored_by_its_sets_of_pixels_whatever_the_batch_size(
     split: Split, batch_size: int, boundary: str, empty: list[int]
 ) -> None:

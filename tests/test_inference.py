@@ -47,6 +47,19 @@ def test_masks_overlays_and_sheet_are_what_was_scored(
     assert f"wrote 20 masks and overlays to {output} in " in capsys.readouterr().out
 
 
+def test_only_leftovers_of_killed_runs_are_removed(trained: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in (".notes.part", ".x_mask.png.part", ".x.png.01234567.part", ".x_mask.png.01234567.part"):
+        (output / name).touch()
+    inference.main([*trained, "--masks_only"])
+    assert sorted(path.name for path in output.glob("*.part")) == [
+        ".notes.part",
+        ".x.png.01234567.part",
+        ".x_mask.png.part",
+    ]
+
+
 def test_masks_only_are_the_same_masks(trained: list[str], tmp_path: Path) -> None:
     every, masks = (tmp_path / name for name in ("all", "masks"))
     inference.main([*trained, "--output", str(every)])

@@ -30,7 +30,9 @@ def a_report(drawn_pets: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     pictures = {}
     for name in names:
         trimap = decode_trimap(trimap_path(drawn_pets, name))
-        pictures[name] = thumbnail(decode_image(image_path(drawn_pets, name)), trimap, np.roll(trimap != 2, 5, axis=1))
+        pictures[name] = thumbnail(
+            decode_image(image_path(drawn_pets, name)), trimap, np.roll(trimap != 2, 5, axis=1), "pet"
+        )
     rows, entries = [], []
     for index in range(120):
         name = names[index % 20]
@@ -65,6 +67,7 @@ def a_report(drawn_pets: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "machine": "m",
         "seconds": 1.0,
         "boundary_f": 0.5,
+        "boundary_f_middle": 0.5,
         "perimeter_ratio": 1.0,
         "per_image": rows,
         **provenance,
@@ -208,21 +211,20 @@ def test_the_error_map_shows_what_was_missed_and_what_is_surplus(chromium: Any, 
     """Left half pet, right half background, upper half predicted: blue below left, orange above right."""
     trimap, mask = np.full((40, 40), 2, np.uint8), np.zeros((40, 40), bool)
     trimap[:, :20], mask[:20] = 1, True
-    trimap[:, 18:22] = 3
+    trimap[:, 18:20], trimap[:, 20:22] = 4, 3
     row = {"name": "x", "target_fraction": 0.5, "pred_fraction": 0.5, "largest_part": 1.0, "empty_target": False}
-    entry = gallery_entry(row, [thumbnail(np.full((40, 40, 3), 200, np.uint8), trimap, mask)], [0.5])
-    for boundary, edge in (("pet", "missed"), ("background", "right"), ("ignore", "right")):
+    for boundary, missed_to in (("pet", 22), ("middle", 20), ("background", 18), ("ignore", 18)):  # columns
+        entry = gallery_entry(row, [thumbnail(np.full((40, 40, 3), 200, np.uint8), trimap, mask, boundary)], [0.5])
         path = tmp_path / f"{boundary}.html"
-        gallery = {"boundary": boundary, "runs": ["R"], "note": "", "entries": [entry]}
+        gallery = {"runs": ["R"], "note": "", "entries": [entry]}
         with Visit(chromium, render_page(path, boundary, gallery=gallery)) as visit:
             colours = np.array(visit.pixels("#cards canvas")).reshape(40, 40, 3)
         missed = np.abs(colours - (0, 114, 178)).max(-1) < 40
         surplus = np.abs(colours - (230, 159, 0)).max(-1) < 40
-        assert missed[21:, :17].all()
         assert surplus[:19, 23:].all()
         assert not (missed[:19] | surplus[:19])[:, :17].any()
-        assert not (missed[21:] | surplus[21:])[:, 23:].any()
-        assert missed[21:, 18:22].all() == (edge == "missed")
+        assert missed[21:, :missed_to].all()
+        assert not missed[21:, missed_to:].any()
 
 
 def test_many_targets_without_a_pet_do_not_fill_the_page(chromium: Any, drawn_pets: Path, tmp_path: Path) -> None:

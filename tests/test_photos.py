@@ -158,6 +158,16 @@ def test_a_broken_photo_is_named_and_all_others_are_done(
     assert (tmp_path / "out" / "good_cutout.png").exists()
 
 
+def test_only_leftovers_of_killed_runs_are_removed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    red_box(40, 40).save(tmp_path / "in" / "deep" / "p.png")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for name in (".notes.part", ".p_mask.png.01234567.part"):
+        (tmp_path / "out" / "deep" / name).touch()
+    cut(run, "--input", tmp_path / "in", "--recursive", "--write", "mask")
+    assert sorted(path.name for path in (tmp_path / "out" / "deep").iterdir()) == [".notes.part", "p_mask.png"]
+
+
 def test_existing_results_stay_unless_overwritten(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,14 @@ def test_start_up_imports_nothing_slow() -> None:
     code = f"import sys, train; print([module for module in {slow} if module in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO / "src")
     assert run.stdout.strip() == "[]"
+
+
+def test_make_removes_no_folder_of_the_users(tmp_path: Path) -> None:
+    """Without python3-venv, making the environment fails; a path with a space is refused."""
+    (tmp_path / "envs" / "mine").mkdir(parents=True)
+    for venv, said in ((tmp_path / "envs", "is python3-venv installed"), (f"{tmp_path}/my envs", "cannot contain")):
+        command = ["make", "-C", str(REPO), "demo", f"VENV={venv}", "PYTHON=false"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert said in done.stdout + done.stderr
+    assert (tmp_path / "envs" / "mine").is_dir()

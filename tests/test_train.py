@@ -357,6 +357,22 @@ def test_the_best_of_other_data_does_not_hold_up_a_continued_run(run_train: Trai
     assert load_checkpoint(path)["epoch"] == 2
 
 
+def test_a_resumed_run_keeps_its_dtype_on_another_machine(
+    run_train: Train, at_step: AtStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    at_step(3, terminate)
+    with pytest.raises(SystemExit):
+        run_train("--epochs", 1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    capsys.readouterr()
+    run_train("--epochs", 1, "--resume")
+    printed = capsys.readouterr().out
+    assert ", bfloat16; 32x32 pixels" in printed
+    assert "note: the run began in bfloat16" in printed
+
+
 def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path: Path) -> None:
     run_train("--epochs", 1)
     before = (tmp_path / "R" / "R_best.pth").read_bytes()

@@ -6,19 +6,55 @@ import torch
 from PIL import Image
 
 from cli import UserError
-from trimap import decode_trimap, resize_trimap, target_and_weight
+from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight, without_split
 
 
 @pytest.mark.parametrize(
     ("boundary", "target", "weight"),
-    [("pet", [1, 0, 1], [1, 1, 1]), ("background", [1, 0, 0], [1, 1, 1]), ("ignore", [1, 0, None], [1, 1, 0])],
+    [
+        ("pet", [1, 0, 1, 1], [1, 1, 1, 1]),
+        ("background", [1, 0, 0, 0], [1, 1, 1, 1]),
+        ("ignore", [1, 0, None, None], [1, 1, 0, 0]),
+        ("middle", [1, 0, 0, 1], [1, 1, 1, 1]),
+    ],
 )
 def test_what_a_boundary_counts_as(boundary: str, target: list, weight: list) -> None:
-    got_target, got_weight = target_and_weight(torch.tensor([1, 2, 3], dtype=torch.uint8).view(1, 1, 1, 3), boundary)
-    assert (got_target.shape, got_weight.shape) == ((1, 1, 1, 3), (1, 1, 1, 3))
+    got_target, got_weight = target_and_weight(torch.tensor([1, 2, 3, 4], dtype=torch.uint8).view(1, 1, 1, 4), boundary)
+    assert (got_target.shape, got_weight.shape) == ((1, 1, 1, 4), (1, 1, 1, 4))
     assert got_target.dtype == got_weight.dtype == torch.bool
     assert got_weight.flatten().tolist() == weight
     assert all(got == want for got, want in zip(got_target.flatten().tolist(), target, strict=True) if want is not None)
+
+
+def test_a_band_pixel_goes_to_the_nearer_side() -> None:
+    """Against the distance to each pixel of either side, on random blobs."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        trimap = np.kron(rng.integers(1, 4, (6, 5)), np.ones((4, 4))).astype(np.uint8)
+        pixels = np.argwhere(trimap)  # all of them
+        to_pet, to_background = (
+            np.linalg.norm(pixels[:, None] - np.argwhere(trimap == value)[None], axis=2).min(1) for value in (1, 2)
+        )
+        nearer = (to_pet <= to_background + 1e-4).reshape(trimap.shape)
+        np.testing.assert_array_equal(split_boundary(trimap), np.where((trimap == 3) & nearer, 4, trimap))
+        np.testing.assert_array_equal(without_split(split_boundary(trimap)), trimap)
+
+
+@pytest.mark.parametrize(
+    ("trimap", "split"),
+    [
+        ([1, 3, 3, 3, 3, 2], [1, 4, 4, 3, 3, 2]),
+        ([1, 3, 3, 3, 2, 2], [1, 4, 4, 3, 2, 2]),  # a tie counts as pet
+        ([1, 3, 1, 1, 3, 1], [1, 4, 1, 1, 4, 1]),  # no background
+        ([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 3, 2]),  # no pet
+        ([3, 3, 3, 3, 3, 3], [3, 3, 3, 3, 3, 3]),  # neither
+        ([2, 3, 2, 2, 2, 1], [2, 3, 2, 2, 2, 1]),  # a band that touches background alone
+        ([2, 1, 1, 1, 3, 1], [2, 1, 1, 1, 4, 1]),  # a band that touches pet alone
+        ([1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2]),  # no band
+    ],
+)
+def test_bands_that_have_no_middle(trimap: list[int], split: list[int]) -> None:
+    assert split_boundary(np.array([trimap], np.uint8)).tolist() == [split]
 
 
 @pytest.mark.parametrize("kind", ["8-bit", "16-bit", "palette"])

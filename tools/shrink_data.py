@@ -20,6 +20,7 @@ import cv2
 from atomic import atomic_folder
 from cli import ArgumentParser, existing_path, image_size, run_script, shell
 from oxford_pet import MODES, decode_all, find_root, image_path, read_split, trimap_path
+from trimap import without_split
 
 README = """\
 {count} images and trimaps of the data set {name}, resized to {size}x{size} pixels
@@ -48,7 +49,7 @@ def shrink(root: Path, output: Path, size: int) -> int:
         for name, pixels in zip(names, decode_all(root, names, size, "shrinking"), strict=True):
             image = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_RGB2BGR)
             _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-            _, png = cv2.imencode(".png", pixels[:, :, 3])
+            _, png = cv2.imencode(".png", without_split(pixels[:, :, 3]))
             image_path(folder, name).write_bytes(jpeg)
             trimap_path(folder, name).write_bytes(png)
         (folder / "README").write_text(README.format(count=len(names), name=root.name, size=size), encoding="utf-8")

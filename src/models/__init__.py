@@ -19,6 +19,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "UNet": UNet,
     "ResNet34_UNet": ResNet34UNet,
     "ResNet34_UNet_small": partial(ResNet34UNet, width=0.25),
+    "ResNet34_UNet_medium": partial(ResNet34UNet, width=0.375),
     "UNetPlusPlus": UNetPlusPlus,
     "SegFormer": SegFormer,
     "SegFormerB1": partial(SegFormer, widths=(64, 128, 320, 512)),
