@@ -65,15 +65,17 @@ def predictor(checkpoint: str, **options: typing.Any) -> "Predictor":
         checkpoint: the file of a checkpoint or of a bare state dict.
         options: as of ``Predictor``: device, flip_average, image_size.
     """
-    from cli import existing_path
+    from plumbing.cli import existing_path
+
     from predictor import Predictor
 
     return Predictor(existing_path(str(checkpoint)), **options)
 
 
 def _load(network: str, weights: str | None) -> "nn.Module":
+    from plumbing.cli import UserError, existing_path
+
     from checkpoint import load_checkpoint
-    from cli import UserError, existing_path
     from models import build_network
 
     if weights is None:

@@ -11,17 +11,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 from unittest.mock import patch
+
+from plumbing.cli import ArgumentParser, UserError, existing_path, run_script
 
 import numpy as np
 import torch
@@ -30,7 +27,6 @@ from torch import Tensor, nn
 
 import engine
 from augment import draw_epoch, warp
-from cli import ArgumentParser, UserError, existing_path, run_script
 from engine import TrainingState
 from evaluate import difference
 from losses import bce_dice_loss, bce_loss

@@ -10,11 +10,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import json
 import math
@@ -27,9 +22,18 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
+from plumbing import cli
+from plumbing.cli import (
+    REPO,
+    SAVED_MODELS,
+    ArgumentParser,
+    choose_device,
+    run_script,
+    shell,
+)
+
 import speed
-from cli import DATASET, REPO, SAVED_MODELS, ArgumentParser, choose_device, run_script, shell
-from oxford_pet import find_root, read_split
+from oxford_pet import DATASET, find_root, read_split
 from record import RESULTS, device_slug, origin, write_json
 from report import read_history
 from study import read_rows, score_table

@@ -7,18 +7,19 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
+from plumbing.cli import (
+    ArgumentParser,
+    existing_path,
+    image_size,
+    run_script,
+)
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cli import DATASET, ArgumentParser, existing_path, image_size, run_script
 from evaluate import dice_and_iou, overlap
-from oxford_pet import Split, load_split
+from oxford_pet import DATASET, Split, load_split
 from record import RESULTS, origin, write_json
 from trimap import target_and_weight
 

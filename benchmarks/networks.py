@@ -7,20 +7,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import statistics
 import time
 from itertools import pairwise
+
+from plumbing.cli import ArgumentParser, image_size, run_script
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli import ArgumentParser, image_size, run_script
 from models import NETWORKS, build_network, count_parameters, network_names
 from predictor import Predictor
 from recipes import Config

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+
+from plumbing.cli import ArgumentParser, UserError, run_script
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +20,6 @@ from torch import Tensor, nn
 import choices
 import engine
 from augment import Augmentation
-from cli import ArgumentParser, UserError, run_script
 from losses import LOSSES
 from models import NETWORKS, build_network, lab3
 from oxford_pet import evenly_spaced, load_dataset

@@ -7,21 +7,20 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import statistics
 import tempfile
 import time
 
+from plumbing.cli import (
+    ArgumentParser,
+    run_script,
+)
+from plumbing.images import decode_photo, read_bytes
+
 import torch
 
-from cli import SMALL_WEIGHTS, ArgumentParser, run_script
-from images import decode_photo, read_bytes
 from photos import PhotoOptions, clean_mask, cut_out, encode_png, find_photos, predict_photos
-from predictor import Predictor
+from predictor import SMALL_WEIGHTS, Predictor
 from record import RESULTS, origin, write_json
 
 

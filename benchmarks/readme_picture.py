@@ -7,18 +7,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import json
+
+from plumbing.cli import OUTPUTS, REPO, SAVED_MODELS, ArgumentParser, UserError, existing_path, run_script
+from plumbing.images import decode_image
 
 import numpy as np
 from PIL import Image
 
-from cli import OUTPUTS, REPO, SAVED_MODELS, ArgumentParser, UserError, existing_path, run_script
-from images import decode_image
 from oxford_pet import evenly_spaced, find_root, image_path, read_split
 from photos import cut_out
 from report import draw_contact_sheet

@@ -8,11 +8,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from plumbing.cli import REPO, machine, shell
+from plumbing.files import atomic_write
+
 import torch
 
-from atomic import atomic_write
 from checkpoint import provenance
-from cli import REPO, machine, shell
 
 RESULTS = REPO / "benchmarks" / "results"
 

@@ -11,11 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import itertools
 import os
 import re
@@ -31,11 +26,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from plumbing.cli import REPO, ArgumentParser, UserError, positive_float, run_script, whole_number
+
 import numpy as np
 import torch
 
 from checkpoint import load_checkpoint
-from cli import REPO, ArgumentParser, UserError, positive_float, run_script, whole_number
 from draw_pets import write_dataset
 from record import RESULTS, origin, write_json
 from report import read_history

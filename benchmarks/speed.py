@@ -17,11 +17,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import functools
 import re
@@ -35,18 +30,38 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from plumbing import cli
+from plumbing.cli import (
+    REPO,
+    ArgumentParser,
+    UserError,
+    choose_device,
+    positive_int,
+    run_script,
+)
+from plumbing.stop import StopSignal
+
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 
 from augment import draw_epoch
-from cli import DATASET, REPO, ArgumentParser, StopSignal, UserError, choose_device, positive_int, run_script
 from engine import TrainingState, compile_forward, create_state, train_one_epoch, train_step
 from evaluate import score_split
 from inference import write_prediction
 from models import network_names
-from oxford_pet import Split, decode_all, find_root, image_path, load_dataset, load_split, read_split, trimap_path
+from oxford_pet import (
+    DATASET,
+    Split,
+    decode_all,
+    find_root,
+    image_path,
+    load_dataset,
+    load_split,
+    read_split,
+    trimap_path,
+)
 from peers import PlainLoop, register
 from predictor import Predictor
 from recipes import RECIPES
@@ -57,7 +72,7 @@ WHAT = ("step", "train", "data", "infer", "start")
 AGAINST = ("plain", "smp", "compile", "fp32")
 SMP = "smp.Unet"  # compared with ResNet34_UNet, because it is one too
 START = """
-import sys; sys.path.insert(0, sys.argv[1]); import cli; cli.start(); import train
+import sys; sys.path.insert(0, sys.argv[1]); import train
 args = train.parse_args(sys.argv[2:])
 device = cli.choose_device(args.device, args.threads)
 train.train_one_epoch(train.build_run(args, device).state, cli.StopSignal())

@@ -10,11 +10,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import json
 import shlex
@@ -24,26 +19,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-import train
-from atomic import atomic_write
-from checkpoint import checkpoint_path, load_checkpoint
-from cli import (
-    DATASET,
+from plumbing.cli import (
     REPO,
     SAVED_MODELS,
     ArgumentParser,
-    StopSignal,
     UserError,
     existing_path,
     machine,
     run_script,
     shell,
 )
+from plumbing.files import atomic_write
+from plumbing.stop import StopSignal
+
+import numpy as np
+import torch
+
+import train
+from checkpoint import checkpoint_path, load_checkpoint
 from evaluate import RESAMPLES, difference
-from oxford_pet import find_root
+from oxford_pet import DATASET, find_root
 from peers import PEER_NETWORKS, PEER_RECIPES, register
 from recipes import Config
 from record import RESULTS, write_json

@@ -27,14 +27,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plumbing.cli import (
+    REPO,
+    UserError,
+    shell,
+)
+from plumbing.files import atomic_write
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from atomic import atomic_write
-from cli import DATASET, REPO, UserError, shell
 from models import NETWORKS
+from oxford_pet import DATASET
 from recipes import RECIPES, Config
 
 FORMAT = 2

@@ -3,11 +3,6 @@
 python src/compare.py R U lab2-R
 """
 
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import itertools
 import json
@@ -15,13 +10,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from plumbing import cli
+from plumbing.cli import OUTPUTS, SAVED_MODELS, ArgumentParser, UserError, plural, run_script, shell
+from plumbing.files import atomic_write
+from plumbing.images import in_threads
+
 import numpy as np
 import torch
 
-from atomic import atomic_write
-from cli import OUTPUTS, SAVED_MODELS, ArgumentParser, UserError, plural, run_script, shell
 from evaluate import RESAMPLES, dice_and_iou, difference, estimate, overlap
-from images import in_threads
 from oxford_pet import MODES
 from report import curves, gallery_entry, read_history, read_prediction, render_page, thumbnail
 from trimap import target_and_weight

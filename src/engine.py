@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from plumbing import ranks
+from plumbing.cli import (
+    UserError,
+    choose_precision,
+)
+from plumbing.stop import StopSignal
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import ranks
 from augment import EpochPlan, Normalise, draw_epoch, recolour, warp
-from cli import StopSignal, UserError, choose_precision
 from losses import LOSSES
 from models import build_network
 from oxford_pet import Split, images_and_trimaps

@@ -3,11 +3,6 @@
 python src/evaluate.py --model R --split valid
 """
 
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import json
 import sys
@@ -19,18 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plumbing import cli, ranks
+from plumbing.cli import (
+    REPO,
+    ArgumentParser,
+    UserError,
+    choose_device,
+    cpu_cores,
+    describe,
+    machine,
+    run_script,
+)
+from plumbing.files import atomic_write
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import ranks
-from atomic import atomic_write
 from checkpoint import checkpoint_path, load_checkpoint, provenance
-from cli import DATASET, REPO, ArgumentParser, UserError, choose_device, cpu_cores, describe, machine, run_script
 from models import network_names
-from oxford_pet import MODES, Split, find_root, image_path, images_and_trimaps, load_split, read_breeds, trimap_path
+from oxford_pet import (
+    DATASET,
+    MODES,
+    Split,
+    find_root,
+    image_path,
+    images_and_trimaps,
+    load_split,
+    read_breeds,
+    trimap_path,
+)
 from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
 from trimap import BOUNDARIES, decode_trimap, split_boundary, target_and_weight

@@ -4,11 +4,6 @@ python src/inference.py --model R
 python src/inference.py --input photo.jpg
 """
 
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import sys
 import time
@@ -16,15 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plumbing import cli
+from plumbing.cli import (
+    OUTPUTS,
+    ArgumentParser,
+    choose_device,
+    describe,
+    plural,
+    run_script,
+)
+from plumbing.files import atomic_write, locked, remove_leftovers
+from plumbing.images import PHOTO_FORMATS, decode_image, in_threads
+
 import numpy as np
 import torch
 from PIL import Image
 
-from atomic import atomic_write, locked, remove_leftovers
 from checkpoint import checkpoint_path, load_checkpoint
-from cli import OUTPUTS, SMALL_WEIGHTS, ArgumentParser, choose_device, describe, plural, run_script
 from evaluate import add_scoring_options, open_checkpoint, parse_scoring_args, requested_checkpoint, score_checkpoint
-from images import PHOTO_FORMATS, decode_image, in_threads
 from photos import (
     PRODUCTS,
     PhotoOptions,
@@ -35,7 +39,7 @@ from photos import (
     result_path,
     set_pixel_limit,
 )
-from predictor import Predictor, resize_logits
+from predictor import SMALL_WEIGHTS, Predictor, resize_logits
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
 from trimap import target_and_weight
 

@@ -3,11 +3,6 @@
 Source: Parkhi et al., "Cats and Dogs" (CVPR 2012), https://www.robots.ox.ac.uk/~vgg/data/pets/, CC BY-SA 4.0.
 """
 
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import gzip
 import hashlib
@@ -22,17 +17,25 @@ from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
+from plumbing.cli import (
+    REPO,
+    ArgumentParser,
+    UserError,
+    run_script,
+    shell,
+)
+from plumbing.files import atomic_folder, atomic_write, locked, remove_leftovers
+from plumbing.images import decode_image, in_threads, read_bytes, resize_image
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atomic import atomic_folder, atomic_write, locked, remove_leftovers
-from cli import DATASET, ArgumentParser, UserError, run_script, shell
-from images import decode_image, in_threads, read_bytes, resize_image
 from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap, split_boundary, without_split
 
+DATASET = REPO / "dataset" / "oxford-iiit-pet"
 MODES = ("train", "valid", "test")
 FOLDER = "oxford-iiit-pet"
 ARCHIVES = {  # URL and MD5

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from plumbing.cli import UserError, plural
+from plumbing.files import atomic_write
+from plumbing.images import PHOTO_SUFFIXES, decode_photo, in_threads, read_bytes
+
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from atomic import atomic_write
-from cli import UserError, plural
-from images import PHOTO_SUFFIXES, decode_photo, in_threads, read_bytes
 from predictor import Predictor
 from report import overlay
 

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plumbing.cli import REPO, choose_device, choose_precision
+from plumbing.images import decode_photo, read_bytes, resize_image
+
 import cv2
 import numpy as np
 import torch
@@ -20,12 +23,11 @@ from torch import Tensor, nn
 
 from augment import Normalise
 from checkpoint import load_checkpoint
-from cli import choose_device, choose_precision
-from images import decode_photo, read_bytes, resize_image
 from models import build_network
 from models.blocks import pad_to_multiple
 from recipes import Config
 
+SMALL_WEIGHTS = REPO / "weights" / "small.pth"
 Image = np.ndarray | str | Path  # (H, W, 3) uint8 RGB, or an image file
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from plumbing.cli import LARGEST_IMAGE, PRECISIONS, UserError
+
 import torch
 
 from augment import Augmentation
-from cli import LARGEST_IMAGE, PRECISIONS, UserError
 from losses import LOSSES
 from models import NETWORKS
 from trimap import BOUNDARIES

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plumbing.cli import plural
+from plumbing.files import atomic_write
+from plumbing.images import decode_image, decode_raw, resize_image
+
 import cv2
 import numpy as np
 import torch
 
-from atomic import atomic_write
-from cli import plural
 from evaluate import RESAMPLES, estimate
-from images import decode_image, decode_raw, resize_image
 from oxford_pet import image_path, trimap_path
 from recipes import RECIPES, Config
 from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight

@@ -3,11 +3,6 @@
 python src/train.py --model R
 """
 
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import copy
 import dataclasses
@@ -22,20 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-import ranks
-from atomic import atomic_write, locked, remove_leftovers
-from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
-from cli import (
-    DATASET,
+from plumbing import cli, ranks
+from plumbing.cli import (
     PRECISIONS,
     REPO,
     SAVED_MODELS,
     ArgumentParser,
-    StopSignal,
     UserError,
     choose_precision,
     default_run_name,
@@ -45,10 +32,18 @@ from cli import (
     run_script,
     shell,
 )
+from plumbing.files import atomic_write, locked, remove_leftovers
+from plumbing.stop import StopSignal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
 from engine import TrainingState, check_finite, compile_forward, create_state, refresh_batchnorm, train_one_epoch
 from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
-from oxford_pet import Split, download, find_root, load_split
+from oxford_pet import DATASET, Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES, Config
 from report import curves, draw_curves, read_history, render_page, training_facts, write_history

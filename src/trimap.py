@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from plumbing.cli import UserError
+from plumbing.images import decode_raw
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-
-from cli import UserError
-from images import decode_raw
 
 PET, BACKGROUND, BOUNDARY = 1, 2, 3
 INNER_BOUNDARY = 4  # in decoded pixels only: the part of the boundary band that is nearer to the pet

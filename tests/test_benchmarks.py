@@ -9,6 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from plumbing.cli import (
+    REPO,
+    UserError,
+)
+from plumbing.stop import StopSignal
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +34,6 @@ import speed
 import study
 import train
 from augment import draw_epoch
-from cli import REPO, StopSignal, UserError
 from engine import create_state
 from evaluate import difference
 from losses import LOSSES
@@ -151,8 +156,9 @@ def test_an_interrupted_training_is_resumed(
 def test_a_stop_is_passed_on_once_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     code = f"""
-import cli, pathlib
-with cli.StopSignal() as stop:  # a second signal would kill
+import pathlib
+from plumbing.stop import StopSignal
+with StopSignal() as stop:  # a second signal would kill
     pathlib.Path({str(ready)!r}).touch()
     while not stop.number: pass
 pathlib.Path({str(saved)!r}).touch()"""

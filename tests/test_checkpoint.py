@@ -6,14 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing import files as atomic
+from plumbing.cli import (
+    UserError,
+)
+
 import numpy as np
 import pytest
 import torch
 
-import atomic
 from checkpoint import HISTORY_COLUMNS, load_checkpoint, provenance, save_checkpoint
-from cli import SMALL_WEIGHTS, UserError
 from models import NETWORKS, build_network
+from predictor import SMALL_WEIGHTS
 from recipes import RECIPES, Config
 
 ROW = dict.fromkeys(HISTORY_COLUMNS, 0.5)

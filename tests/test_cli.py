@@ -10,12 +10,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing import cli, ranks
+from plumbing.cli import (
+    REPO,
+    ArgumentParser,
+    UserError,
+    choose_device,
+    choose_precision,
+    run_script,
+)
+from plumbing.stop import StopSignal
+
 import pytest
 import torch
-
-import cli
-import ranks
-from cli import REPO, ArgumentParser, StopSignal, UserError, choose_device, choose_precision, run_script
 
 CPU = torch.device("cpu")
 
@@ -283,7 +290,7 @@ def test_a_users_mistake_is_one_line_and_a_bug_keeps_its_traceback(error: Except
 def test_a_reader_that_leaves_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = run_python("from cli import *\nrun_script(lambda: print('x' * 100_000))", stdout=writer)
+    done = run_python("from plumbing.cli import *\nrun_script(lambda: print('x' * 100_000))", stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -291,7 +298,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n")])
 def test_a_signal_before_there_is_something_to_save_is_one_line(number: int, said: str) -> None:
     code = (
-        "import os, cli\ncli.start()\ndef main():\n    try:\n"
+        f"import os; __file__ = {str(REPO / 'src/a.py')!r}\nfrom plumbing import cli\ndef main():\n    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n    finally:\n        print('tidied')\ncli.run_script(main)"
     )
     done = run_python(code)
@@ -313,7 +320,7 @@ def test_the_first_signal_is_only_noted_and_handlers_come_back(number: int, caps
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_kills(second: int) -> None:
     done = run_python(
-        "import os, signal\nfrom cli import StopSignal\nwith StopSignal():\n"
+        "import os, signal\nfrom plumbing.stop import StopSignal\nwith StopSignal():\n"
         f"    os.kill(os.getpid(), signal.SIGINT)\n    print('still here', flush=True)\n"
         f"    os.kill(os.getpid(), {int(second)})\n    print('not here', flush=True)"
     )
@@ -324,7 +331,7 @@ def test_the_second_signal_kills(second: int) -> None:
 def test_freed_memory_is_kept() -> None:
     """What is allocated again brings no new pages; without ``start`` all its 16,384 are new."""
     code = (
-        "import resource, cli\n{}\nfor _ in range(5):\n"
+        "import resource; from plumbing import cli\n{}\nfor _ in range(5):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n    bytearray(b'x') * 2**26\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )

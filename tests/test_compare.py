@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing.cli import UserError
+
 import numpy as np
 import pytest
 from conftest import Train
@@ -12,7 +14,6 @@ from PIL import Image
 import compare
 import evaluate
 import inference
-from cli import UserError
 from evaluate import difference, estimate
 
 Write = Callable[..., None]

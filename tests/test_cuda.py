@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from plumbing.stop import StopSignal
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,9 @@ import evaluate
 import inference
 import train
 from checkpoint import load_checkpoint
-from cli import SMALL_WEIGHTS, StopSignal
 from engine import compile_forward, refresh_batchnorm, train_step
 from oxford_pet import Split, images_and_trimaps, load_split
-from predictor import Predictor
+from predictor import SMALL_WEIGHTS, Predictor
 from recipes import RECIPES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from plumbing.cli import UserError
+
 import cv2
 import numpy as np
 import pytest
 
 import draw_pets
-from cli import UserError
 from draw_pets import BREEDS, CATS, DOGS, MARKER, breed_of, draw_pet, main, to_trimap, write_dataset
 from oxford_pet import image_path, trimap_path
 

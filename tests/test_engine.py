@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from plumbing.stop import StopSignal
+
 import pytest
 import torch
 from conftest import Train
@@ -15,7 +17,6 @@ import engine
 import oxford_pet
 import train
 from augment import draw_epoch
-from cli import StopSignal
 from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch, train_step, update_ema
 from models import NETWORKS
 from oxford_pet import images_and_trimaps, load_split, read_split

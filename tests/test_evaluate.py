@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from plumbing.cli import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 
 import evaluate
 from checkpoint import load_checkpoint, save_checkpoint
-from cli import UserError
 from evaluate import (
     boundary_f_score,
     dice_and_iou,

@@ -3,6 +3,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing.cli import UserError
+from plumbing.images import decode_image
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,6 @@ from torch import nn
 
 import export_onnx
 from checkpoint import save_checkpoint
-from cli import UserError
-from images import decode_image
 from models import NETWORKS, build_network
 from oxford_pet import image_path, read_split
 from predictor import Predictor

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from plumbing.stop import StopSignal
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import engine
 import train
-from cli import StopSignal
 from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch
 from oxford_pet import Split
 from predictor import Predictor

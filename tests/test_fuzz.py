@@ -20,6 +20,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from plumbing import images
+from plumbing.cli import UserError
+from plumbing.images import decode_image, decode_photo, decode_raw
+
 import numpy as np
 import pytest
 import torch
@@ -27,11 +31,8 @@ from conftest import Train
 from PIL import Image
 from test_checkpoint import contents
 
-import images
 import train
 from checkpoint import load_checkpoint, provenance
-from cli import UserError
-from images import decode_image, decode_photo, decode_raw
 from oxford_pet import image_path, read_list, read_split, trimap_path
 from predictor import Predictor
 from recipes import Config

@@ -1,11 +1,12 @@
 import importlib.util
 from pathlib import Path
 
+from plumbing.cli import REPO, UserError
+
 import numpy as np
 import pytest
 import torch
 
-from cli import REPO, UserError
 from models import build_network
 from predictor import Predictor
 

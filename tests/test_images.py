@@ -5,13 +5,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing.cli import UserError
+from plumbing.images import decode_image, decode_raw, in_threads, resize_image
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from cli import UserError
-from images import decode_image, decode_raw, in_threads, resize_image
 from predictor import load_photo
 
 COLOURS = np.zeros((16, 24, 3), np.uint8)  # red and green above blue and grey

@@ -1,6 +1,8 @@
 import csv
 from pathlib import Path
 
+from plumbing.images import decode_image
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ from PIL import Image
 
 import check_data
 import import_masks
-from images import decode_image
 from oxford_pet import MODES, image_path, load_split, read_split, trimap_path
 from trimap import decode_trimap
 

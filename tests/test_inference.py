@@ -4,6 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+from plumbing.cli import UserError
+from plumbing.images import decode_image
+
 import cv2
 import numpy as np
 import pytest
@@ -11,8 +14,6 @@ from conftest import Train
 from PIL import Image
 
 import inference
-from cli import UserError
-from images import decode_image
 from oxford_pet import image_path, read_split, trimap_path
 from trimap import decode_trimap
 

@@ -11,6 +11,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
+from plumbing.cli import UserError
+from plumbing.files import locked
+from plumbing.images import decode_image
+
 import cv2
 import imutils
 import numpy as np
@@ -20,9 +24,6 @@ from PIL import Image
 from torch import nn
 
 import oxford_pet
-from atomic import locked
-from cli import UserError
-from images import decode_image
 from oxford_pet import (
     SimpleOxfordPetDataset,
     Split,

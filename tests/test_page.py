@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plumbing.images import decode_image
+
 import numpy as np
 import pytest
 
 from evaluate import estimate
-from images import decode_image
 from oxford_pet import image_path, read_breeds, read_split, trimap_path
 from recipes import RECIPES
 from report import changed_from_default, gallery_entry, group_tables, render_page, thumbnail, write_run_page

@@ -6,6 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from plumbing.cli import REPO, UserError
+from plumbing.images import decode_photo
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +18,6 @@ from torch import Tensor, nn
 import inference
 import photos
 from checkpoint import save_checkpoint
-from cli import REPO, UserError
-from images import decode_photo
 from models import NETWORKS
 from photos import PhotoOptions, cut_out, find_photos
 from recipes import RECIPES

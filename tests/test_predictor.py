@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing.cli import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,6 @@ from conftest import Train, shake_norms
 from PIL import Image
 from torch import Tensor, nn
 
-from cli import UserError
 from models import build_network
 from oxford_pet import image_path, read_split
 from predictor import Predictor, fold_batchnorm

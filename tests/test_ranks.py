@@ -78,7 +78,7 @@ def test_an_evaluation_split_over_ranks_gives_equal_scores(computed: list[dict])
 
 
 def test_batchnorm_over_ranks_takes_bfloat16_as_pytorchs_does(tmp_path: Path) -> None:
-    import ranks
+    from plumbing import ranks
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
@@ -156,7 +156,8 @@ def command_line(pid: int) -> str:
 def compute(drawn_pets: Path, result: Path) -> None:
     """Take 20 steps on batches of 8 and score the test split, as one of the ranks; the first writes what it found."""
     sys.path.insert(0, str(REPO / "src"))
-    import ranks
+    from plumbing import ranks
+
     from augment import EpochPlan, draw_epoch
     from engine import create_state, train_step
     from evaluate import evaluate

@@ -3,11 +3,12 @@
 import json
 from dataclasses import fields, replace
 
+from plumbing.cli import UserError
+
 import pytest
 import torch
 
 from augment import Augmentation, draw_epoch
-from cli import UserError
 from recipes import AUGMENTATION_CHECKS, CHECKS, RECIPES, Config
 
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from plumbing.cli import REPO
+
 import pytest
 
-from cli import REPO
 from recipes import RECIPES
 
 SCRIPTS = sorted(

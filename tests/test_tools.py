@@ -3,6 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from plumbing.cli import UserError
+from plumbing.images import decode_image
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,6 @@ from PIL import Image
 
 import check_data
 import shrink_data
-from cli import UserError
-from images import decode_image
 from oxford_pet import image_path, load_split, read_list, read_split, trimap_path
 from trimap import decode_trimap
 

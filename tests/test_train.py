@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from plumbing.cli import REPO, UserError
+
 import cv2
 import numpy as np
 import pytest
@@ -25,7 +27,6 @@ import evaluate
 import inference
 import train
 from checkpoint import HISTORY_COLUMNS, load_checkpoint, save_checkpoint
-from cli import REPO, UserError
 from models import NETWORKS
 
 AtStep = Callable[[int, Callable[[], None]], None]
@@ -588,7 +589,7 @@ def test_a_full_disk_loses_nothing(run_train: Train, tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr("atomic.os.fsync", no_space)
+        patched.setattr("plumbing.files.os.fsync", no_space)
         with pytest.raises(OSError, match="No space"):
             run_train("--epochs", 2, "--load_model_epoch", "final")
     assert {path.name: path.read_bytes() for path in (tmp_path / "R").iterdir()} == before

@@ -1,11 +1,12 @@
 from pathlib import Path
 
+from plumbing.cli import UserError
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cli import UserError
 from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight, without_split
 
 

@@ -7,11 +7,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import hashlib
 import math
@@ -19,14 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from plumbing.cli import (
+    ArgumentParser,
+    UserError,
+    existing_path,
+    run_script,
+)
+from plumbing.images import decode_image, in_threads
+
 import numpy as np
 from imutils.paths import list_images
 from PIL import Image
 from tqdm import tqdm
 
-from cli import DATASET, ArgumentParser, UserError, existing_path, run_script
-from images import decode_image, in_threads
-from oxford_pet import MODES, find_root, image_path, missing_files, read_split, trimap_path
+from oxford_pet import DATASET, MODES, find_root, image_path, missing_files, read_split, trimap_path
 from trimap import PET, decode_trimap
 
 SHOWN = 3  # kinds of a problem, and names of each kind, that are printed without --all

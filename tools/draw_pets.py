@@ -11,11 +11,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import math
 import re
@@ -24,13 +19,14 @@ from contextlib import closing
 from functools import cache, partial
 from typing import NamedTuple
 
+from plumbing.cli import ArgumentParser, UserError, positive_int, run_script, shell, whole_number
+from plumbing.files import atomic_folder
+from plumbing.images import in_threads
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from atomic import atomic_folder
-from cli import ArgumentParser, UserError, positive_int, run_script, shell, whole_number
-from images import in_threads
 from oxford_pet import image_path, trimap_path
 from trimap import BACKGROUND, BOUNDARY, PET
 

@@ -12,27 +12,24 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import copy
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 
+from plumbing import cli
+from plumbing.cli import REPO, ArgumentParser, UserError, choose_device, image_size, run_script, shell
+from plumbing.files import atomic_write
+from plumbing.images import decode_image, resize_image
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atomic import atomic_write
 from augment import Normalise
-from cli import REPO, ArgumentParser, UserError, choose_device, image_size, run_script, shell
 from draw_pets import breed_of, draw_pet
 from evaluate import known_data_path, open_checkpoint, parse_scoring_args
-from images import decode_image, resize_image
 from models import build_network, count_parameters, network_names
 from oxford_pet import evenly_spaced, find_root, image_path, read_split
 from predictor import Predictor, fold_batchnorm

@@ -8,11 +8,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import csv
 import hashlib
@@ -23,14 +18,16 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
+from plumbing import cli
+from plumbing.cli import ArgumentParser, UserError, existing_path, fraction, run_script, shell, whole_number
+from plumbing.files import atomic_folder, raise_if_occupied
+from plumbing.images import PHOTO_SUFFIXES, decode_image, decode_photo, decode_raw, in_threads, read_bytes
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from atomic import atomic_folder, raise_if_occupied
 from check_data import Report, try_to_decode
-from cli import ArgumentParser, UserError, existing_path, fraction, run_script, shell, whole_number
-from images import PHOTO_SUFFIXES, decode_image, decode_photo, decode_raw, in_threads, read_bytes
 from oxford_pet import MODES, image_path, is_plain_name, trimap_path
 from trimap import BACKGROUND, BOUNDARY, PET
 

@@ -7,18 +7,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import cli
-
-if __name__ == "__main__":
-    cli.start()
-
 import argparse
 import shutil
 
+from plumbing.cli import ArgumentParser, existing_path, image_size, run_script, shell
+from plumbing.files import atomic_folder
+
 import cv2
 
-from atomic import atomic_folder
-from cli import ArgumentParser, existing_path, image_size, run_script, shell
 from oxford_pet import MODES, decode_all, find_root, image_path, read_split, trimap_path
 from trimap import without_split
 

@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import torch
 
-REPO = Path(__file__).resolve().parent.parent
-DATASET = REPO / "dataset" / "oxford-iiit-pet"
+REPO = Path(__file__).resolve().parent.parent.parent
 SAVED_MODELS = REPO / "saved_models"
 OUTPUTS = REPO / "outputs_imgs"
-SMALL_WEIGHTS = REPO / "weights" / "small.pth"
 
 PRECISIONS = ("auto", "bf16", "fp32")
 LARGEST_IMAGE = 4096  # pixels of height and width
@@ -44,17 +42,6 @@ class UserError(Exception):
 # ---------------------------------------------------------------------------------------------- a script's process
 
 
-def start() -> None:
-    """Set up the process of a script, before it imports PyTorch.
-
-    Ctrl-C and SIGTERM end it in one line. OpenMP's threads spin only briefly while they wait for each other: where
-    other processes compute too, spinning takes the core of the thread that is waited for (figures in CHANGELOG.md).
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_on_signal)
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory, where it would return large blocks to the system at once.
 
@@ -66,11 +53,6 @@ def keep_freed_memory() -> None:
             m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
             c_library.mallopt(m_mmap_max, 0)
             c_library.mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
-    print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -98,38 +80,6 @@ def run_script(main: Callable[[], None]) -> None:
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         sys.exit(
             f"error: out of memory; try a smaller --batch_size or --image_size; what was saved is still there{reason}"
-        )
-
-
-class StopSignal:
-    """While active, the first Ctrl-C or SIGTERM only sets ``number``, so that the step is finished; the second kills.
-
-    (Of torchrun's processes, Ctrl-C reaches each twice, from the terminal and from torchrun, which kills after 30 s.)
-
-    Attributes:
-        number: of the signal that came, 0 if none did.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.number and "TORCHELASTIC_RUN_ID" in os.environ:
-            return
-        if self.number:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.number = number
-        print(
-            f"\n{signal.Signals(number).name}: finishing the step, then saving (again to stop at once)", file=sys.stderr
         )
 
 
@@ -396,3 +346,25 @@ def describe(device: "torch.device", precision: "torch.dtype") -> str:
 def plural(count: int, noun: str) -> str:
     """``1 epoch``, ``2 epochs``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+# ---------------------------------------------------------------------------------------------- a script's start
+
+
+def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
+    print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _is_imported_by_a_script() -> bool:
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return bool(file) and Path(file).resolve().parent in [REPO / name for name in ("src", "tools", "benchmarks")]
+
+
+# Of a script of this repository, before it imports PyTorch; pyproject.toml has plumbing imported before libraries.
+if _is_imported_by_a_script():
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, _exit_on_signal)
+    # While OpenMP's threads wait for each other they spin, which takes the core of the thread that is waited for where
+    # other processes compute too (figures in CHANGELOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from plumbing.cli import REPO
+from plumbing.files import atomic_folder, atomic_write, locked, remove_leftovers
 
-from atomic import atomic_folder, atomic_write, locked, remove_leftovers
-from cli import REPO
+import pytest
 
 SRC = str(REPO / "src")
 
@@ -75,8 +75,9 @@ def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_holds_nobody(tmp_path: Path) -> None:
     path = tmp_path / ".R.lock"
-    code = f"import sys; sys.path.insert(0, {SRC!r}); from pathlib import Path; import atomic, time\n"
-    code += f"with atomic.locked(Path({str(path)!r})): print('held', flush=True); time.sleep(60)"
+    code = f"import sys; sys.path.insert(0, {SRC!r}); import time; from pathlib import Path\n"
+    code += "from plumbing.files import locked\n"
+    code += f"with locked(Path({str(path)!r})): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(BlockingIOError, match=f"held by process {process.pid} on"), locked(path):

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from plumbing.cli import UserError, cpu_cores
+
 import cv2
 import numpy as np
-
-from cli import UserError, cpu_cores
 
 LARGEST_FILE = 2**29  # bytes of an image or a list
 LARGEST_PIXELS = 2**27  # of an image that OpenCV decodes; Pillow has its own limit, which is near

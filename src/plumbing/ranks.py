@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from plumbing.cli import UserError, choose_device
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from cli import UserError, choose_device
 
 
 def world() -> int:
