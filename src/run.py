@@ -40,9 +40,8 @@ class Run:
     def __init__(self, folder: Path, trainer: Any, root: Path, fingerprints: list[str]) -> None:
         """
         Args:
-            folder: named as the run, which is also the prefix of its files.
+            folder: its name is the run's, and the prefix of its files.
             trainer: a ``train.Trainer``.
-            root: the data set's folder.
             fingerprints: of the training and the validation split.
         """
         self.folder, self.name, self.trainer, self.fingerprints = folder, folder.name, trainer, fingerprints
@@ -91,9 +90,8 @@ class Run:
             else:
                 trainer.model.load_state_dict(start["model"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{self.folder}: its checkpoint is damaged: {' '.join(str(error).split())[:200]}"
-            ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"a checkpoint of {self.folder} is damaged, or of another network: {reason}") from error
         if trainer.is_finished:
             raise UserError(
                 f"{self.name} is finished after {plural(progress.epoch, 'epoch')}; to continue from its weights: "

@@ -81,9 +81,6 @@ class Trainer:
     def global_step(self) -> int:
         return self.progress.epoch * self.steps + self.progress.step
 
-    def learning_rate_at(self, global_step: int) -> float:
-        return self.config.learning_rate_at(global_step / (self.config.epochs * self.steps))
-
     def autocast(self) -> torch.autocast:
         # Each weight is used once in a forward pass, so a cache of cast weights holds memory and saves nothing.
         enabled = self.precision != torch.float32
@@ -124,14 +121,13 @@ class Trainer:
         on_device, size, side = plan.to(self.device), config.batch_size // ranks.world(), config.image_size_at(epoch)
         batches = self.train.batches(plan.order[progress.step * size :], size, self.device)
         self.model.train()
-        torch.backends.cudnn.benchmark = True  # all batches have one shape: the search for the fastest kernels pays
         started = time.monotonic() - progress.seconds
         with tqdm(
             total=self.steps, initial=progress.step, desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None
         ) as bar:
             for pixels in stop.between(batches):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.learning_rate_at(self.global_step)
+                    group["lr"] = config.learning_rate_at(self.global_step / (config.epochs * self.steps))
                 torch.manual_seed(config.seed + self.global_step)  # for dropout: a resumed run draws alike
                 part = slice(progress.step * size, (progress.step + 1) * size)
                 progress.loss_sum += self.train_step(pixels, on_device.theta[part], on_device.colour[part], side)
@@ -139,7 +135,6 @@ class Trainer:
                 progress.seconds = time.monotonic() - started
                 self.ema.update(progress.step, self.steps, self.global_step)
                 bar.update()
-        torch.backends.cudnn.benchmark = False  # what follows has other shapes, and comes too rarely
         if not progress.loss_sum.isfinite():  # waits for the device
             raise UserError(
                 f"the loss was not finite in epoch {epoch}; the checkpoints of earlier epochs stay. Try a lower "
@@ -170,7 +165,7 @@ class Trainer:
             "train_loss": float(ranks.mean(progress.loss_sum)) / self.steps,
             "valid_loss": scores.loss,
             "valid_dice": float(scores.dice.mean()),
-            "learning_rate": self.learning_rate_at(self.global_step - 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": progress.seconds,
             "images_per_second": len(self.train) / progress.seconds,
         }
@@ -324,6 +319,7 @@ def main(argv: list[str] | None = None) -> None:
         fingerprints = [train.fingerprint(), valid.fingerprint()]
         trainer = Trainer(config, device, train.to(device), valid.to(device), precision)
         print_data(trainer.train, trainer.valid, config.boundary, device)
+        torch.backends.cudnn.benchmark = True  # all training batches have one shape: finding the fastest kernels pays
         if args.compile:
             trainer.forward = torch.compile(trainer.model, dynamic=False)
 
