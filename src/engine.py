@@ -124,5 +124,5 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def as_nhwc(weight: Tensor) -> Tensor:
-    """View a convolution's (O, I, H, W) weight as (O, H, W, I), contiguous if channels_last; others stay as they are."""
+    """View a convolution's (O, I, H, W) weight as (O, H, W, I), contiguous if channels_last; others as they are."""
     return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight

@@ -37,15 +37,15 @@ FIXED_COST = 2800  # of an image beside its pixels, in pixels: R at 32x32 is 5 t
 class Run:
     """A run's folder ``saved_models/NAME``; of several ranks, only rank 0 writes."""
 
-    def __init__(self, folder: Path, trainer: Any, root: Path, fingerprints: list[str]) -> None:
+    def __init__(self, folder: Path, trainer: Any) -> None:
         """
         Args:
             folder: its name is the run's, and the prefix of its files.
             trainer: a ``train.Trainer``.
-            fingerprints: of the training and the validation split.
         """
-        self.folder, self.name, self.trainer, self.fingerprints = folder, folder.name, trainer, fingerprints
-        root = root.resolve()
+        self.folder, self.name, self.trainer = folder, folder.name, trainer
+        self.fingerprints = [trainer.train.fingerprint(), trainer.valid.fingerprint()]
+        root = trainer.train.root.resolve()
         self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
         self.provenance = provenance()
         self.best: dict[str, Any] | None = None  # a checkpoint that the next save writes
@@ -156,29 +156,21 @@ class Run:
 
     def keep_as_best(self) -> None:
         """Keep the current weights as the best; the next save writes them."""
-        self.best = copy.deepcopy(self.checkpoint())
+        if ranks.rank() == 0:
+            self.best = copy.deepcopy(self.checkpoint())
 
     def save(self, every: float = 0.0) -> None:
         """Write ``best``, if there is a new one, then ``last``: full training state, for ``--resume``.
 
         Args:
             every: seconds; nothing is written earlier after the last save.
-
-        Raises:
-            UserError: a weight is not finite; nothing is written.
         """
         if ranks.rank() or time.monotonic() - self.saved_at < every:
             return
-        trainer, progress = self.trainer, self.trainer.progress
-        weights = (*trainer.model.state_dict().values(), *trainer.ema.model.state_dict().values())
-        if not torch.stack([value.isfinite().all() for value in weights]).all():
-            raise UserError(
-                f"the weights were not finite in epoch {progress.epoch + 1}; the checkpoints of earlier epochs stay. "
-                "Try a lower --learning_rate, or --precision fp32."
-            )
         if self.best:
             self.write("best", self.best)
             self.best = None
+        trainer, progress = self.trainer, self.trainer.progress
         training = {
             "model": trainer.model.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
@@ -259,9 +251,9 @@ def print_plan(config: Config, device: torch.device, precision: torch.dtype, fol
         print(f"note: the run began in {str(precision).removeprefix('torch.')}, and resuming stays with it")
 
 
-def print_data(train: Split, valid: Split, boundary: str, device: torch.device) -> None:
-    on_device = "on the device" if train.pixels.device.type == device.type else "in a memory map: too large for the GPU"
-    print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation, {on_device}", flush=True)
+def print_data(train: Split, valid: Split, boundary: str) -> None:
+    """Print how many images there are; a note, if no training target has any foreground."""
+    print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation", flush=True)
     if not any(target_and_weight(part, boundary)[0].any() for part in train.pixels[..., 3].split(64)):
         print("note: the training images show no pet; masks of 0 and 255 become trimaps by tools/import_masks.py")
 

@@ -112,7 +112,7 @@ class Trainer:
         """Do what is left of the current epoch. Its randomness follows from (seed, epoch) alone.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: a loss or a weight is not finite.
             Stopped: a signal came.
         """
         config, progress, epoch = self.config, self.progress, self.progress.epoch + 1
@@ -135,14 +135,19 @@ class Trainer:
                 progress.seconds = time.monotonic() - started
                 self.ema.update(progress.step, self.steps, self.global_step)
                 bar.update()
-        if not progress.loss_sum.isfinite():  # waits for the device
-            raise UserError(
-                f"the loss was not finite in epoch {epoch}; the checkpoints of earlier epochs stay. Try a lower "
-                "--learning_rate, or --precision fp32."
-            )
+        self.check_finite()
         progress.seconds = time.monotonic() - started
         with self.autocast():
             self.ema.refresh_batchnorm(stop.between(self.plain_batches()))
+
+    def check_finite(self) -> None:
+        """Raise UserError if a loss or a weight is not finite; waits for the device."""
+        values = (self.progress.loss_sum, *self.model.state_dict().values(), *self.ema.model.state_dict().values())
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise UserError(
+                f"a loss or a weight was not finite in epoch {self.progress.epoch + 1}; the checkpoints of earlier "
+                "epochs stay. Try a lower --learning_rate, or --precision fp32."
+            )
 
     def plain_batches(self) -> Iterator[Tensor]:
         """Evenly spaced training images as inference sees them, without augmentation: (N, 3, S, S), normalised."""
@@ -206,6 +211,7 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
         if trainer.config.export_weights:
             run.export_weights()
     except Stopped:
+        trainer.check_finite()
         progress.loss_sum = ranks.mean(progress.loss_sum)
     finally:  # also of a run that fails
         run.publish(is_live=False)
@@ -309,21 +315,22 @@ def main(argv: list[str] | None = None) -> None:
         if not start and not args.overwrite:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
         config = choose_config(args.model, args.typed, start, exactly)
-        wanted = start["training"].get("precision", config.precision) if exactly else config.precision
+        wanted = config.precision
+        if exactly:
+            wanted = start.get("training", {}).get("precision", wanted)
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
         root = find_data(args.data_path, start and start["data_path"])
 
         print_plan(config, device, precision, folder, root)
         train = load_split(root, "train", config.image_size, config.train_images or config.limit)
         valid = load_split(root, "valid", config.image_size, config.limit)
-        fingerprints = [train.fingerprint(), valid.fingerprint()]
+        print_data(train, valid, config.boundary)
         trainer = Trainer(config, device, train.to(device), valid.to(device), precision)
-        print_data(trainer.train, trainer.valid, config.boundary, device)
         torch.backends.cudnn.benchmark = True  # all training batches have one shape: finding the fastest kernels pays
         if args.compile:
             trainer.forward = torch.compile(trainer.model, dynamic=False)
 
-        run = Run(folder, trainer, root, fingerprints)
+        run = Run(folder, trainer)
         if start:
             run.restore(start, exactly)
         elif args.init_from:
