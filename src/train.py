@@ -46,7 +46,7 @@ from models import build_network, count_parameters, network_names
 from oxford_pet import DATASET, Split, download, find_root, load_split
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES, Config
-from report import curves, draw_curves, read_history, render_page, training_facts, write_history
+from report import curves, draw_curves, read_history, render_page, training_facts, write_arrays, write_history
 from trimap import BOUNDARIES, target_and_weight
 
 SCORING_BATCH = 64  # images at most: no more than a training step's, whose memory is known to be there
@@ -671,6 +671,7 @@ def write_page(run: Run) -> None:
 def draw_run(run: Run) -> None:
     """Draw the run's curves, write its page, and draw U's and R's side by side where both have a run."""
     draw_curves({run.name: run.history}, run.folder / f"{run.name}_curves.png")
+    write_arrays(run.folder, run.name, run.history)
     write_page(run)
     short = default_run_name(network_names(), run.network, None)
     if not run.name.endswith(short) or short not in ("U", "R"):

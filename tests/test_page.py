@@ -13,7 +13,7 @@ from plumbing.images import decode_image
 import numpy as np
 import pytest
 
-from evaluate import estimate
+from metrics import mean_ci
 from oxford_pet import image_path, read_breeds, read_split, trimap_path
 from recipes import RECIPES
 from report import changed_from_default, gallery_entry, group_tables, render_page, thumbnail, write_run_page
@@ -170,11 +170,11 @@ def test_sorting_filtering_and_more(chromium: Any, page_file: Path) -> None:
         page.select_option("#sort", "name")
         assert visit.cards() != with_pet[:60]
         page.select_option("#sort", "lowest Dice")
-        for flag, chosen in enumerate((rows[3:5], [], rows[5:9], rows[:3])):
-            page.select_option("#flag", str(flag))
+        for tag, chosen in enumerate((rows[3:5], [], rows[5:9], rows[:3])):
+            page.select_option("#tag", str(tag))
             assert visit.cards() == [row["name"] for row in chosen]
         assert visit.cards("#empty") == [row["name"] for row in rows[:3]]  # set apart
-        page.select_option("#flag", "")
+        page.select_option("#tag", "")
         page.select_option("#breed", rows[20]["breed"])
         assert visit.cards() == [row["name"] for row in rows[3:] if row["breed"] == rows[20]["breed"]]
 
@@ -231,11 +231,11 @@ def test_the_error_map_shows_what_was_missed_and_what_is_surplus(chromium: Any, 
 def test_many_targets_without_a_pet_do_not_fill_the_page(chromium: Any, drawn_pets: Path, tmp_path: Path) -> None:
     """Of own data, half may be empty: 60 are set apart, and the flag shows the others too."""
     report, entries = a_report(drawn_pets)
-    entries = [entry | {"flags": [3], "name": f"pet_{n}"} for n, entry in enumerate(entries[::-1])]
+    entries = [entry | {"tags": [3], "name": f"pet_{n}"} for n, entry in enumerate(entries[::-1])]
     with Visit(chromium, write_run_page(tmp_path / "report.html", report, [], entries)) as visit:
         assert visit.cards("#empty") == [f"pet_{n}" for n in range(119, 59, -1)]  # the lowest Dice first
         assert visit.cards() == []
-        visit.page.select_option("#flag", "3")
+        visit.page.select_option("#tag", "3")
         assert len(visit.cards()) == 60
         assert visit.page.inner_text("#shown") == "60 of 120 images shown"
 
@@ -260,12 +260,12 @@ def test_an_accessibility_checker_finds_nothing_serious(
 
 def test_groups_have_their_images_and_intervals(drawn_pets: Path) -> None:
     rows = a_report(drawn_pets)[0]["per_image"]
-    by_size, by_flag, by_species, by_breed = group_tables(rows)
+    by_size, by_tag, by_species, by_breed = group_tables(rows)
     assert [row[0] for row in by_size["rows"]] == ["10% to 20%", "20% to 30%", "30% to 50%"]
     assert sum(row[1] for row in by_size["rows"]) == 117  # those with a pet
     inside = np.array([row["dice"] for row in rows[3:] if row["target_fraction"] <= 0.2])
-    assert by_size["rows"][0][1:] == [len(inside), estimate(inside)]
-    counts = {row[0]: row[1] for row in by_flag["rows"]}
+    assert by_size["rows"][0][1:] == [len(inside), mean_ci(inside)]
+    counts = {row[0]: row[1] for row in by_tag["rows"]}
     assert counts == {
         "empty prediction": 2,
         "fragmented prediction": 4,
