@@ -171,13 +171,8 @@ def render_page(path: Path, title: str, **sections: Any) -> Path:
     """Write a self-contained HTML page; ``report.html.jinja`` has a part for each section that is given."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     names = ("lead", "facts", "report", "curves", "tables", "histogram", "gallery", "is_live")
     known = {"tags": list(IMAGE_TAGS), "resamples": RESAMPLES, "versions_of": versions_of, "title": title}
     page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), **known, **sections})
