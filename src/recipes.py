@@ -90,7 +90,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for owner in (self, self.augmentation):
-            for name, kind in owner.__annotations__.items():
+            for name, kind in type(owner).__annotations__.items():
                 value = getattr(owner, name)
                 if not is_possible(name, kind, value):
                     choices = f"; there are {', '.join(CHOICES[name])}" if name in CHOICES else ""
@@ -105,7 +105,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Config":
-        """The config that ``to_dict`` gave; a field that it lacks has its default value.
+        """Rebuild a config from ``to_dict``; a field that is missing gets its default value.
 
         Raises:
             TypeError: a field is unknown, or the network is missing.

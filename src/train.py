@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
+from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
 from engine import TrainingState, check_finite, compile_forward, create_state, refresh_batchnorm, train_one_epoch
 from evaluate import Scores, evaluate, known_data_path
 from models import build_network, count_parameters, network_names
@@ -489,8 +489,6 @@ def resume(run: Run, training: dict[str, Any]) -> None:
             f"{state.train.root} holds other data than the run trained on, here {len(state.train)} training and "
             f"{len(state.valid)} validation images: --resume goes on exactly, and so on the same data only"
         )
-    if not have_equal_shapes(training["model"], state.model.state_dict()):
-        raise ValueError("its weights are not those of the network")
     state.model.load_state_dict(training["model"])
     load_optimizer(state, training["optimizer"]["state"])
     state.step, state.ema_step, state.seconds = training["step"], training["ema_step"], training["seconds"]
