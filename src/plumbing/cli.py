@@ -39,9 +39,8 @@ def keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):  # not glibc
         c_library = ctypes.CDLL("libc.so.6")
-        m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
-        c_library.mallopt(m_mmap_max, 0)
-        c_library.mallopt(m_trim_threshold, 2**31 - 1)
+        c_library.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -63,9 +62,8 @@ def run_script(main: Callable[[], None]) -> None:
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):
             sys.exit("error: another process of the run has ended; its checkpoints stay")
-        # By name: torch need not be imported. For a CPU's memory PyTorch has no type of its own.
-        is_out_of_memory = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-        if not is_out_of_memory and "can't allocate memory" not in str(error):
+        is_out_of_memory = re.search("out of memory|can't allocate memory", str(error))  # PyTorch's, for GPU and CPU
+        if not isinstance(error, MemoryError) and not is_out_of_memory:
             raise
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size; saved checkpoints stay{reason}")
@@ -221,8 +219,7 @@ def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
     kind, _, index = wanted.partition(":")
     if kind not in counts or not (index or "0").isdecimal() or int(index or 0) >= counts[kind]:
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        found = f"PyTorch {torch.__version__} ({build}) finds no such device"
-        raise UserError(f"--device {wanted}: {found}; --device auto takes what there is")
+        raise UserError(f"--device {wanted}: PyTorch {build} finds no such device; --device auto takes what there is")
     if kind != "cuda":
         return torch.device(kind)
     device = torch.device(kind, int(index or 0))
