@@ -251,3 +251,32 @@ def lab3(network: str) -> Config:
 
 
 RECIPES: dict[str, Callable[[str], Config]] = {recipe.__name__: recipe for recipe in (default, fast, cpu, lab2, lab3)}
+
+
+def resolve_config(
+    network: str, typed: dict[str, Any], start: dict[str, Any] | None = None, exactly: bool = False
+) -> Config:
+    """The run's config: a typed value precedes the checkpoint's, that precedes the recipe's.
+
+    Args:
+        typed: fields of Config.
+        start: the checkpoint of the run that goes on; None for a new run.
+        exactly: the run is resumed.
+
+    Raises:
+        UserError: what was typed contradicts the run.
+    """
+    if start is None:
+        return dataclasses.replace(RECIPES[typed.get("recipe", "default")](network), **typed)
+    old: Config = start["config"]
+    if old.network not in (network, RECIPES.get(old.recipe, Config)(network).network):
+        raise UserError(f"the run holds the network {old.network}, not what --model {network} stands for")
+    fixed = typed.keys() - {"stop_at_dice"} if exactly else typed.keys() & {"recipe", "image_size", "boundary", "limit"}
+    changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
+    if changed:
+        values = ", ".join(f"--{key} changed from {getattr(old, key)} to {typed[key]}" for key in changed)
+        raise UserError(
+            f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or start a new run from the "
+            "weights: --init_from FILE.pth --name NEW"
+        )
+    return dataclasses.replace(old, **typed)
