@@ -18,7 +18,7 @@ from plumbing.images import in_threads
 import numpy as np
 import torch
 
-from evaluate import RESAMPLES, dice_and_iou, difference, estimate, overlap
+from metrics import RESAMPLES, dice_and_iou, mean_ci, overlap, paired_difference_ci
 from oxford_pet import MODES
 from report import curves, gallery_entry, read_history, read_prediction, render_page, thumbnail
 from trimap import target_and_weight
@@ -110,10 +110,10 @@ def compare(systems: Systems) -> dict[str, Any]:
             "runs": [report["name"] for report in runs],
             "std": float(np.std(means, ddof=1)) if len(means) > 1 else None,
             "iou": float(np.mean([report["iou"] for report in runs])),
-            "dice": estimate(dice_of(runs)),
+            "dice": mean_ci(dice_of(runs)),
         }
     pairs = [
-        {"a": a, "b": b, **difference(dice_of(systems[a]), dice_of(systems[b]))}
+        {"a": a, "b": b, **paired_difference_ci(dice_of(systems[a]), dice_of(systems[b]))}
         for a, b in itertools.combinations(systems, 2)
     ]
     return {"systems": rows, "pairs": pairs}
@@ -137,7 +137,7 @@ def tables_of(result: dict[str, Any]) -> list[dict[str, Any]]:
         "note": "Of each image's mean over the seeds. None: the interval includes 0. It says what other images could "
         "have changed, not what other seeds could.",
         "head": ["pair", "called", "difference of Dice"],
-        "rows": [[f"{pair['a']} less {pair['b']}", pair["called"], pair] for pair in result["pairs"]],
+        "rows": [[f"{pair['a']} less {pair['b']}", pair["verdict"], pair] for pair in result["pairs"]],
         "axis": [0],
     }
     return [means, pairs] if pairs["rows"] else [means]

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from evaluate import RESAMPLES, estimate
+from metrics import RESAMPLES, mean_ci
 from oxford_pet import image_path, trimap_path
 from recipes import RECIPES, Config
 from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight
@@ -286,7 +286,7 @@ def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def add(title: str, note: str, groups: dict[str, Callable[[dict[str, Any]], bool]], lowest_first: bool) -> None:
         dice = {name: np.array([row["dice"] for row in rows if belongs(row)]) for name, belongs in groups.items()}
-        found = [[name, len(values), estimate(values)] for name, values in dice.items() if len(values)]
+        found = [[name, len(values), mean_ci(values)] for name, values in dice.items() if len(values)]
         if lowest_first:
             found.sort(key=lambda row: row[2]["mean"])
         if found:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
 from engine import TrainingState, check_finite, compile_forward, create_state, refresh_batchnorm, train_one_epoch
-from evaluate import Scores, evaluate, known_data_path
+from metrics import Scores, evaluate
 from models import build_network, count_parameters, network_names
-from oxford_pet import DATASET, Split, download, find_root, load_split
+from oxford_pet import DATASET, Split, download, find_root, load_split, training_data_path
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES, Config
 from report import curves, draw_curves, read_history, render_page, training_facts, write_history
@@ -137,8 +137,7 @@ def fit(run: Run, stop: StopSignal, save_every: float, compiled: bool = False) -
         compiled: whether the network is compiled, for each image size.
     """
     state, config = run.state, run.config
-    predictor = Predictor.from_model(state.ema_model, config, state.device)
-    predictor.precision = state.precision
+    predictor = Predictor.from_model(state.ema_model, config, state.device, state.precision)
     if not state.optimizer.state:  # no step yet, from fresh weights or from a checkpoint's
         run.save()
     started = saved = time.monotonic()
@@ -208,15 +207,14 @@ def score_epoch(state: TrainingState, predictor: Predictor, stop: StopSignal) ->
     size = min(SCORING_BATCH, config.batch_size)
 
     def score(split: Split, criterion: Callable[..., Tensor] | None = None) -> Scores:
-        rounds = -(-len(split) // size) // ranks.world()  # in which every rank has a batch
-
-        def raise_if_stopped(start: int, *_: Tensor) -> None:
-            if start // size < rounds * ranks.world():
+        def between(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+            for batch in batches:
                 stop.number = ranks.largest(stop.number)
                 if stop.number:
                     raise StoppedError
+                yield batch
 
-        return evaluate(predictor, split, config.boundary, size, criterion, raise_if_stopped)
+        return evaluate(predictor, split, size, criterion, between=between)
 
     scores = score(state.valid, state.criterion)
     row = {
@@ -385,7 +383,7 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     config = resolve_config(args, start)
     data_path = args.data_path
     if data_path is None and args.start != "new":
-        data_path = known_data_path(start["data_path"])
+        data_path = training_data_path(start["data_path"])
     if data_path is None:
         data_path = DATASET
         if not (DATASET / "annotations").is_dir():
