@@ -29,7 +29,7 @@ from predictor import Predictor, resize_logits
 from recipes import RECIPES, Config
 from trimap import BOUNDARIES, decode_trimap, split_boundary, target_and_weight
 
-OnMask = Callable[[Path, np.ndarray], None]  # takes an image's file and its predicted mask, (H, W) bool
+OnMask = Callable[[Path, np.ndarray, np.ndarray, str], None]  # image file, mask, trimap, boundary: see score_split
 AHEAD = 256  # images that the device may be ahead of the scoring at their own size
 
 
@@ -98,12 +98,14 @@ def score_split(
     """Score a split at the model's size and, in threads beside the device's work, each image at its own size.
 
     Args:
-        on_mask: called in those threads.
+        on_mask: called in those threads with the image's file, the predicted mask, (H, W) bool at the image's own size,
+            the trimap, (H, W) uint8 of ``split_boundary``, and what its boundary counts as.
 
     Returns:
         Each image's name and scores, as in the score file; (n, 2, 4, 2) float64: ``counts_by_boundary`` of each image
         at the model's size, then at its own.
     """
+    boundary = predictor.config.boundary
     at_model_size: list[Tensor] = []
     at_own_size: list[Future[tuple[dict[str, float], np.ndarray]]] = []
 
@@ -111,8 +113,8 @@ def score_split(
         trimap = split_boundary(decode_trimap(trimap_path(split.root, name)))
         mask = resize_logits(logits, *trimap.shape) > 0
         if on_mask:
-            on_mask(image_path(split.root, name), mask)
-        return score_at_own_size(mask, trimap, predictor.config.boundary)
+            on_mask(image_path(split.root, name), mask, trimap, boundary)
+        return score_at_own_size(mask, trimap, boundary)
 
     with ThreadPoolExecutor(cpu_cores()) as pool:
 

@@ -38,16 +38,26 @@ from trimap import target_and_weight
 LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
 
 
-def write_prediction(output: Path, with_overlay: bool, image_file: Path, mask: np.ndarray) -> None:
+def write_prediction(
+    output: Path,
+    thumbnails: dict[str, Any] | None,
+    image_file: Path,
+    mask: np.ndarray,
+    trimap: np.ndarray,
+    boundary: str,
+) -> None:
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the image's own size.
 
     Args:
-        mask: (H, W) bool.
+        thumbnails: takes the image's for the page, by its name; None leaves out the overlay too.
+        mask, trimap, boundary: as ``score_split`` passes them.
     """
     output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
     written = {"mask": mask.astype(np.uint8) * 255}
-    if with_overlay:
-        written["overlay"] = overlay(decode_image(image_file), mask)
+    if thumbnails is not None:
+        image = decode_image(image_file)
+        written["overlay"] = overlay(image, mask)
+        thumbnails[image_file.stem] = thumbnail(image, trimap, mask, boundary)
     for kind, pixels in written.items():
         with atomic_write(output / f"{image_file.stem}_{kind}.png", sync=False) as file:
             file.write(encode_png(pixels))
@@ -76,22 +86,21 @@ def write_contact_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> 
     return path
 
 
-def write_page(output: Path, report: dict[str, Any], folder: Path) -> Path:
+def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any], folder: Path) -> Path:
     """Write ``report.html``: the scores, where they come from, and all images, the worst ones larger.
 
     Args:
-        report: of ``score_checkpoint``.
+        thumbnails: of all images, by name.
         folder: of the run, where its history is.
     """
     rows, root = report["per_image"], Path(report["data_path"])
-    worst = {row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]}
-
-    def entry(row: dict[str, Any]) -> dict[str, Any]:
-        prediction, side = read_prediction(output, root, row["name"]), 320 if row["name"] in worst else 96
-        return gallery_entry(row, [thumbnail(*prediction, report["boundary"], side)], [row["dice"]])
-
+    worst = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]]
+    predictions = in_threads(partial(read_prediction, output, root), worst)
+    large = {name: thumbnail(*one, report["boundary"], 320) for name, one in zip(worst, predictions, strict=True)}
+    thumbnails = thumbnails | large
+    entries = [gallery_entry(row, [thumbnails[row["name"]]], [row["dice"]]) for row in rows]
     history = read_history(folder / f"{report['name']}_history.csv") or report["trained"]["history"] or []
-    return write_run_page(output / "report.html", report, history, list(in_threads(entry, rows)))
+    return write_run_page(output / "report.html", report, history, entries)
 
 
 TEST_FLAGS = ("limit", "data_path", "batch_size", "masks_only")
@@ -166,17 +175,18 @@ def predict_test_split(
 ) -> None:
     """Score the test split, as ``score_checkpoint``, and write its masks, overlays, contact sheet and page."""
     started = time.monotonic()
+    thumbnails: dict[str, Any] | None = None if masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
         remove_leftovers(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
-        write = partial(write_prediction, output, not masks_only)
+        write = partial(write_prediction, output, thumbnails)
         report = score_checkpoint(path, state, "test", device, options, write)
         sheet = write_contact_sheet(output, report)
         what = "masks" if masks_only else "masks and overlays"
         seconds = time.monotonic() - started
         print(f"wrote {report['images']} {what} to {output} in {seconds:.1f} s; the contact sheet is {sheet}")
-        if not masks_only:
+        if thumbnails:
             started = time.monotonic()
-            page = write_page(output, report, path.parent)
+            page = write_page(output, report, thumbnails, path.parent)
             print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
     names = {row["name"] for row in report["per_image"]}
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
@@ -190,14 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     state, device = open_checkpoint(path, args.model, args.recipe), choose_device(args.device, args.threads)
     if args.input:
         set_pixel_limit(args.pixel_limit)
-        options = PhotoOptions(
-            args.output or OUTPUTS / "photos",
-            args.write,
-            args.threshold,
-            args.largest_only,
-            args.overwrite,
-            args.recursive,
-        )
+        output = args.output or OUTPUTS / "photos"
+        options = PhotoOptions(output, args.write, args.threshold, args.largest_only, args.overwrite, args.recursive)
         cut_out_photos(args.input, path, Predictor(state, device, args.flip_average, args.image_size), options)
         return
     options = ScoringOptions(
