@@ -164,7 +164,7 @@ def test_no_batch_is_larger_than_a_training_step(
     refresh_batchnorm(state, StopSignal())
     assert state.ema_model[1].num_batches_tracked > 0
     state.step, state.loss_sum = 1, torch.zeros(())
-    predictor = Predictor.from_model(state.ema_model, state.config, CPU)
+    predictor = Predictor.from_model(state.ema_model, state.config, CPU, state.precision)
     train.score_epoch(replace(state, seconds=1.0), predictor, StopSignal())
     assert seen == sizes
 

@@ -160,7 +160,7 @@ def compute(drawn_pets: Path, result: Path) -> None:
 
     from augment import EpochPlan, draw_epoch
     from engine import create_state, train_step
-    from evaluate import evaluate
+    from metrics import evaluate
     from oxford_pet import load_split
     from predictor import Predictor
     from recipes import RECIPES
@@ -195,10 +195,10 @@ def compute(drawn_pets: Path, result: Path) -> None:
         ranks.average_(loss)
         found["losses"].append(float(loss))
 
-    predictor = Predictor.from_model(state.ema_model, config, device)
+    predictor = Predictor.from_model(state.ema_model, config, device, state.precision)
 
     def scores() -> list:
-        found = evaluate(predictor, test, "pet", 7, state.criterion)  # three batches: the ranks get two and one
+        found = evaluate(predictor, test, 7, state.criterion)  # three batches: the ranks get two and one
         return [found.dice.tolist(), found.iou.tolist(), found.empty_target.tolist(), found.loss]
 
     found["scores"] = scores()
