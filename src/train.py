@@ -209,12 +209,13 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
         run.write("final")  # before ``last``, which cannot be resumed once it says that all is done
         if trainer.config.export_weights:
             run.export_weights()
+        run.save()
     except Stopped:
         trainer.check_finite()
         progress.loss_sum = ranks.mean(progress.loss_sum)
+        run.save()
     finally:  # also of a run that fails
         run.publish(is_live=False)
-    run.save()
 
 
 # ---------------------------------------------------------------------------------------------- the script
