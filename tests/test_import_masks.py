@@ -170,7 +170,7 @@ def test_lists_are_followed(tmp_path: Path, coins: dict[str, np.ndarray], capsys
 def test_all_that_does_not_fit_is_named_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    targets = draw(tmp_path, [f"{index:02}" for index in range(30)] + ["a b", "a_b", "é" * 101])
+    targets = draw(tmp_path, [f"{index:02}" for index in range(30)] + ["a b", "a_b"])
     photos, masks = tmp_path / "photos", tmp_path / "masks"
     (masks / "00.png").unlink()
     (photos / "01.png").unlink()
@@ -189,7 +189,6 @@ def test_all_that_does_not_fit_is_named_before_anything_is_written(
         "1 masks without an image > 01",
         f"1 files of one name > {photos}/02.bmp = {photos}/02.jpeg",
         "1 names that differ only in what is replaced > would be a_b: a b = a_b",
-        "1 names that are too long, with their folders' names > " + "é" * 101,
         "1 broken files > is broken: image file is truncated: " + str(photos / "06.jpg"),
         "1 images and masks of different size (width, height) > 07 ((32, 24) and (8, 9))",
         "1 masks with values other than 0 (background) and 255 (foreground); --foreground VALUE takes all others as "
