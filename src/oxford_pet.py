@@ -155,6 +155,13 @@ def missing_files(root: Path) -> list[Path]:
     return [path for name in names for path in (image_path(root, name), trimap_path(root, name)) if not path.is_file()]
 
 
+def training_data_path(data_path: str) -> Path:
+    trained_on = REPO / data_path
+    if not trained_on.is_dir() and trained_on != DATASET:
+        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
+    return trained_on
+
+
 # ---------------------------------------------------------------------------------------------- sample by sample
 
 

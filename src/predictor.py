@@ -67,7 +67,9 @@ class Predictor:
                 module.to(self.precision)  # once, where autocast would do it for each batch
 
     @classmethod
-    def from_model(cls, model: nn.Module, config: Config, device: str | torch.device = "auto") -> "Predictor":
+    def from_model(
+        cls, model: nn.Module, config: Config, device: str | torch.device = "auto", precision=None
+    ) -> "Predictor":
         """A predictor around a network that goes on changing, as in training; its BatchNorm is not folded.
 
         Args:
@@ -75,6 +77,7 @@ class Predictor:
         """
         predictor = cls.__new__(cls)
         predictor._setup(model, config, device)
+        predictor.precision = precision or predictor.precision
         return predictor
 
     def _setup(self, model: nn.Module, config: Config, device: str | torch.device) -> None:

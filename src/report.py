@@ -46,6 +46,9 @@ def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> N
         writer.writeheader()
         writer.writerows(history)
         text.detach()  # flushes, and leaves the file open
+
+
+def write_arrays(folder, name, history):
     for suffix, column in (("losses", "train_loss"), ("dice_scores", "valid_dice")):
         with atomic_write(folder / f"{name}_{suffix}.npy") as file:
             np.save(file, np.array([row[column] for row in history], dtype=np.float64))

@@ -1,7 +1,4 @@
-"""Several processes that train one network: which of them this is, sums over all, who writes.
-
-torchrun starts them and says who is who; without it there is one rank, and nothing here does anything.
-"""
+"""Distributed training under torchrun. Every function is a no-op in a single process."""
 
 import os
 import sys
@@ -25,10 +22,10 @@ def rank() -> int:
 
 
 def join(wanted: str, threads: int | None = None) -> torch.device:
-    """Choose this process's device, as ``choose_device``, and meet the others; only rank 0 prints from here on.
+    """Choose this process's device, as ``choose_device``, and join the process group; only rank 0 prints from here on.
 
     Raises:
-        UserError: the device is not there, or not torchrun started the processes.
+        UserError: no such device, or the processes were not started by torchrun.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return choose_device(wanted, threads)
@@ -38,8 +35,8 @@ def join(wanted: str, threads: int | None = None) -> torch.device:
         wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     device = choose_device(wanted, threads)
     store, own_rank, count = next(dist.rendezvous("env://"))
-    # torchrun may keep the store when it starts the processes anew, and what those before left in it leads nowhere. (Of
-    # several machines, each counts its own restarts: see README for what they need.)
+    # After an elastic restart the store still holds the dead workers' keys; use a fresh prefix. (Several machines count
+    # their restarts apart: README says what they need.)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -50,8 +47,13 @@ def join(wanted: str, threads: int | None = None) -> torch.device:
     return device
 
 
+def is_restarted() -> bool:
+    """True in processes that torchrun started anew after one had died."""
+    return bool(all_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))  # each machine counts its own
+
+
 def distribute(model: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Any]]:
-    """The model with BatchNorm over the global batch, and its forward pass, whose backward averages the gradients."""
+    """Make BatchNorm count the global batch; returns the model, and its forward pass wrapped to average gradients."""
     if world() == 1:
         return model, model
     device = next(model.parameters()).device
@@ -97,18 +99,21 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(features.dtype)
 
 
-def own_part(slots: Tensor, batch_size: int) -> Tensor:
-    """This rank's share of every batch: (n * batch_size, ...) to (n * batch_size / world, ...)."""
+def shard(slots: Tensor, batch_size: int) -> Tensor:
+    """This rank's part of every batch: (n * batch_size, ...) to (n * batch_size / world, ...)."""
     return slots.unflatten(0, (-1, world(), batch_size // world()))[:, rank()].flatten(0, 1)
 
 
-def average_(value: Tensor) -> None:
-    """Replace a tensor by its mean over the ranks."""
-    if world() > 1:
-        dist.all_reduce(value.div_(world()))
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks."""
+    if world() == 1:
+        return value
+    value = value / world()
+    dist.all_reduce(value)
+    return value
 
 
-def largest(number: int) -> int:
+def all_max(number: int) -> int:
     """The largest of the ranks' numbers."""
     if world() == 1:
         return number
@@ -118,14 +123,14 @@ def largest(number: int) -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in order."""
     values = [value] * world()
     if world() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def broadcast(make: Callable[[], Any]) -> Any:
     """Call a function on rank 0 alone; all ranks return its result."""
     values = [make() if rank() == 0 else None]
     if world() > 1:

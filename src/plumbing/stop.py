@@ -1,15 +1,25 @@
-"""Ctrl-C and SIGTERM: finish the step, then save; a second one kills."""
+"""Ctrl-C and SIGTERM: finish the current step, then save; a second signal kills."""
 
 import os
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TypeVar
+
+from plumbing import ranks
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818
+    """A stop signal has come, on any rank."""
 
 
 class StopSignal:
-    """While active, the first Ctrl-C or SIGTERM only sets ``number``, so that the step is finished; the second kills.
+    """While active, the first Ctrl-C or SIGTERM only sets ``number``; the second kills.
 
-    (Of torchrun's processes, Ctrl-C reaches each twice, from the terminal and from torchrun, which kills after 30 s.)
+    (Under torchrun, Ctrl-C reaches each process twice, from the terminal and from torchrun, which kills after 30 s.)
 
     Attributes:
         number: of the signal that came, 0 if none did.
@@ -26,6 +36,17 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def between(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches; raises ``Stopped`` before the next one once a signal has come on any rank.
+
+        All ranks must loop equally often: each batch is an exchange between them.
+        """
+        for batch in batches:
+            self.number = ranks.all_max(self.number)
+            if self.number:
+                raise Stopped
+            yield batch
+
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.number and "TORCHELASTIC_RUN_ID" in os.environ:
             return
@@ -33,6 +54,5 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
-        print(
-            f"\n{signal.Signals(number).name}: finishing the step, then saving (again to stop at once)", file=sys.stderr
-        )
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing the step, then saving (again to stop at once)", file=sys.stderr)

@@ -1,0 +1,295 @@
+"""What a run leaves behind: its folder, when and how it is saved, its page, and what is printed about it."""
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from plumbing import ranks
+from plumbing.cli import (
+    REPO,
+    SAVED_MODELS,
+    UserError,
+    choose_precision,
+    default_run_name,
+    describe,
+    machine,
+    plural,
+    shell,
+)
+from plumbing.files import atomic_write, remove_leftovers
+
+import torch
+from tqdm import tqdm
+
+from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from models import build_network, count_parameters, network_names
+from oxford_pet import Split
+from recipes import Config
+from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
+from trimap import target_and_weight
+
+PAGE_SECONDS = 30  # between two writings of the page
+FIXED_COST = 2800  # of an image beside its pixels, in pixels: R at 32x32 is 5 times as fast as at 128x128, not 16
+
+
+class Run:
+    """A run's folder ``saved_models/NAME``; of several ranks, only rank 0 writes."""
+
+    def __init__(self, folder: Path, trainer: Any) -> None:
+        """
+        Args:
+            folder: its name is the run's, and the prefix of its files.
+            trainer: a ``train.Trainer``.
+        """
+        self.folder, self.name, self.trainer = folder, folder.name, trainer
+        self.fingerprints = [trainer.train.fingerprint(), trainer.valid.fingerprint()]
+        root = trainer.train.root.resolve()
+        self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
+        self.provenance = provenance()
+        self.best: dict[str, Any] | None = None  # a checkpoint that the next save writes
+        self.saved_at, self.published_at = time.monotonic(), 0.0
+
+    @staticmethod
+    def refuse_to_replace(folder: Path) -> None:
+        """Raise UserError if there is a run in the folder."""
+        if any(folder.glob(f"{folder.name}_*.pth")):
+            can_resume = checkpoint_path(folder.parent, folder.name, "last").is_file()
+            raise UserError(
+                f"{folder} holds a run already. {'Go on with it: --resume. ' if can_resume else ''}"
+                "Replace it: --overwrite. Keep it, and train another: --name NAME"
+            )
+
+    # ------------------------------------------------------------------------------------------ start
+
+    def restore(self, start: dict[str, Any], exactly: bool) -> None:
+        """Take over a checkpoint of this run.
+
+        Args:
+            exactly: with the full training state, which ``last`` has; else the weights, the epoch and the history.
+
+        Raises:
+            UserError: the data is not the run's, the checkpoint is damaged, or the run is finished.
+        """
+        trainer, progress = self.trainer, self.trainer.progress
+        try:
+            trainer.ema.model.load_state_dict(start["model"])
+            progress.epoch, progress.history = start["epoch"], list(start["history"])
+            if exactly:
+                training = start["training"]
+                if training["fingerprints"] != self.fingerprints:
+                    raise UserError(
+                        f"cannot resume: {self.data_path} is not the data that the run was trained on, here "
+                        f"{len(trainer.train)} training and {len(trainer.valid)} validation images"
+                    )
+                trainer.model.load_state_dict(training["model"])
+                trainer.optimizer.load_state_dict(training["optimizer"])
+                progress.step, progress.seconds = training["step"], training["seconds"]
+                progress.loss_sum.copy_(training["loss_sum"])
+            else:
+                trainer.model.load_state_dict(start["model"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"a checkpoint of {self.folder} is damaged, or of another network: {reason}") from error
+        if trainer.is_finished:
+            raise UserError(
+                f"{self.name} is finished after {plural(progress.epoch, 'epoch')}; to continue from its weights: "
+                "--load_model_epoch final --epochs MORE"
+            )
+
+    def init_from(self, file: Path) -> None:
+        """Take over the weights of a file: a checkpoint of any run of this network, or a bare state dict.
+
+        Raises:
+            UserError: it cannot be read, or is of another network.
+        """
+        state, network = load_checkpoint(file), self.trainer.config.network
+        if state["config"].network != network:
+            raise UserError(f"{file} holds the network {state['config'].network}, not {network}")
+        self.trainer.ema.model.load_state_dict(state["model"])
+        self.trainer.model.load_state_dict(state["model"])
+
+    def prepare_folder(self, is_new: bool) -> None:
+        """Make the folder and write ``<name>_config.json``; a new run removes the files of an older one."""
+        if ranks.rank():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder, f"{self.name}_*")
+        if is_new:
+            self.write("0")
+            for path in self.folder.glob(f"{self.name}_*"):
+                if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != self.path("0"):
+                    path.unlink()
+        trainer = self.trainer
+        content = {
+            "config": trainer.config.to_dict(),
+            "data_path": self.data_path,
+            "device": describe(trainer.device, trainer.precision),
+            **self.provenance,
+        }
+        with atomic_write(self.folder / f"{self.name}_config.json") as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+    # ------------------------------------------------------------------------------------------ save
+
+    def path(self, which: str) -> Path:
+        return checkpoint_path(self.folder.parent, self.name, which)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The entries that every checkpoint has; see checkpoint.py."""
+        progress = self.trainer.progress
+        return {
+            "format": FORMAT,
+            "config": self.trainer.config.to_dict(),
+            "model": self.trainer.ema.model.state_dict(),
+            "data_path": self.data_path,
+            "epoch": progress.epoch,
+            "scores": progress.history[-1] if progress.history else {},
+            "history": list(progress.history),
+            **self.provenance,
+        }
+
+    def write(self, which: str, content: dict[str, Any] | None = None) -> None:
+        if ranks.rank() == 0:
+            save_checkpoint(self.path(which), content or self.checkpoint())
+
+    def keep_as_best(self) -> None:
+        """Keep the current weights as the best; the next save writes them."""
+        if ranks.rank() == 0:
+            self.best = copy.deepcopy(self.checkpoint())
+
+    def save(self, every: float = 0.0) -> None:
+        """Write ``best``, if there is a new one, then ``last``: full training state, for ``--resume``.
+
+        Args:
+            every: seconds; nothing is written earlier after the last save.
+        """
+        if ranks.rank() or time.monotonic() - self.saved_at < every:
+            return
+        if self.best:
+            self.write("best", self.best)
+            self.best = None
+        trainer, progress = self.trainer, self.trainer.progress
+        training = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "loss_sum": progress.loss_sum,
+            "fingerprints": self.fingerprints,
+            "precision": "bf16" if trainer.precision == torch.bfloat16 else "fp32",
+        }
+        self.write("last", {**self.checkpoint(), "training": training})
+        self.saved_at = time.monotonic()
+
+    def export_weights(self) -> None:
+        """Write the final weights alone where report lab3 keeps them: ``saved_models/UNet.pth``."""
+        path = self.folder.parent / f"{network_of(self.trainer.config)}.pth"
+        if ranks.rank() == 0:
+            save_checkpoint(path, self.trainer.ema.model.state_dict())
+        print(f"wrote {path} (the final weights alone)")
+
+    # ------------------------------------------------------------------------------------------ publish
+
+    def publish(self, is_live: bool) -> None:
+        """Write the history and, at most every 30 s while the run is live, its page; at the end also the curves."""
+        trainer, progress = self.trainer, self.trainer.progress
+        config, history = trainer.config, progress.history
+        if ranks.rank() or not history:
+            return
+        write_history(self.folder, self.name, history)
+        if is_live and time.monotonic() - self.published_at < PAGE_SECONDS:
+            return
+        done = "Finished after" if trainer.is_finished else "After"
+        render_page(
+            self.folder / f"{self.name}_report.html",
+            f"{self.name}, training",
+            lead=f"{done} {progress.epoch} of {plural(config.epochs, 'epoch')}: "
+            f"best validation Dice {progress.best_dice:.4f}.",
+            facts=training_facts(config, self.provenance)
+            | {
+                "data": f"{self.data_path}, fingerprints {' and '.join(self.fingerprints)} (training, validation)",
+                "device": f"{machine()}; {describe(trainer.device, trainer.precision)}",
+                "training steps": tqdm.format_interval(sum(row["seconds"] for row in history)),
+            },
+            curves=curves({self.name: history}),
+            is_live=not trainer.is_finished,
+        )
+        self.published_at = time.monotonic()
+        if not is_live:
+            write_arrays(self.folder, self.name, history)
+            draw_curves({self.name: history}, self.folder / f"{self.name}_curves.png")
+
+
+# ---------------------------------------------------------------------------------------------- what is printed
+
+
+def network_of(config: Config) -> str:
+    """The network as ``--model`` names it: ``UNet`` for report lab2's own, ``lab2.UNet``."""
+    return config.network.removeprefix(f"{config.recipe}.")
+
+
+def print_plan(config: Config, device: torch.device, precision: torch.dtype, folder: Path, root: Path) -> None:
+    """Print what will be done, before anything that takes long."""
+    with torch.device("meta"):
+        parameters = count_parameters(build_network(config.network))
+    sizes = [config.image_size_at(epoch) for epoch in range(1, config.epochs + 1)]
+    stages = [f"{size}x{size} from epoch {sizes.index(size) + 1}" for size in dict.fromkeys(sizes)]
+    print(
+        f"{config.network}, {parameters:,} parameters; recipe {config.recipe}: {plural(config.epochs, 'epoch')}, "
+        f"batch {config.batch_size}, learning rate {config.learning_rate}, seed {config.seed}\n"
+        f"on {describe(device, precision)}; {config.image_size}x{config.image_size} pixels, boundary counted as "
+        f"{config.boundary}\n"
+        f"writes to {folder}\ndata {root}"
+    )
+    if config.progressive:
+        print(f"    progressive resizing, slower with each stage: {', '.join(stages)}")
+    if device.type == "cpu" and config.image_size > 128:
+        print("note: this takes a CPU hours to days; faster: --recipe cpu, on data shrunk by tools/shrink_data.py")
+    if precision != choose_precision("auto", device) and config.precision == "auto":
+        print(f"note: the run began in {str(precision).removeprefix('torch.')}, and resuming stays with it")
+
+
+def print_data(train: Split, valid: Split, boundary: str) -> None:
+    """Print how many images there are; a note, if no training target has any foreground."""
+    print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation", flush=True)
+    if not any(target_and_weight(part, boundary)[0].any() for part in train.pixels[..., 3].split(64)):
+        print("note: the training images show no pet; masks of 0 and 255 become trimaps by tools/import_masks.py")
+
+
+def print_epoch(config: Config, row: dict[str, float], is_best: bool, first_epoch: int, seconds: float) -> None:
+    """Print the line of an epoch; it begins as report lab2's does.
+
+    Args:
+        first_epoch, seconds: epochs done when this process began, and how long ago that was, for the time left.
+    """
+    costs = [config.image_size_at(epoch) ** 2 + FIXED_COST for epoch in range(1, config.epochs + 1)]
+    done, left = sum(costs[first_epoch : int(row["epoch"])]), sum(costs[int(row["epoch"]) :])
+    train_dice = f", Train Dice Score: {row['train_dice']:.4f}" if "train_dice" in row else ""
+    print(
+        f"Epoch {row['epoch']}/{config.epochs}, Training Loss: {row['train_loss']:.4f}, "
+        f"Validation Loss: {row['valid_loss']:.4f}{train_dice}, "
+        f"Dice Score: {row['valid_dice']:.4f}{' (best)' if is_best else ''}, LR: {row['learning_rate']:.6f}, "
+        f"{row['images_per_second']:.1f} images/s, {tqdm.format_interval(seconds * left / done)} left",
+        flush=True,
+    )
+
+
+def print_end(run: Run, signal_number: int) -> None:
+    """Print what was written, and the next command."""
+    trainer, progress, name = run.trainer, run.trainer.progress, run.name
+    model = default_run_name(network_names(), network_of(trainer.config), None)
+    flags: list[object] = ["--model", model, *(["--name", name] if name != model else [])]
+    flags += ["--save_path", run.folder.parent] if run.folder.parent != SAVED_MODELS else []
+    print(f"wrote {run.folder} (checkpoints, {name}_config.json, {name}_history.csv, {name}_report.html)")
+    if signal_number and not trainer.is_finished:
+        steps = f" and {progress.step} of {plural(trainer.steps, 'step')}" if progress.step else ""
+        command = shell("python", "src/train.py", *flags, "--resume")
+        print(f"stopped after {plural(progress.epoch, 'epoch')}{steps}; go on with: {command}")
+        return
+    if progress.epoch < trainer.config.epochs:
+        seconds = sum(row["seconds"] for row in progress.history)
+        done = f"{plural(progress.epoch, 'epoch')}, {seconds:.1f} s"
+        print(f"validation Dice {trainer.config.stop_at_dice} reached after {done}")
+    print(f"best validation Dice {progress.best_dice:.4f}; next: {shell('python', 'src/inference.py', *flags)}")
