@@ -64,8 +64,7 @@ def measure_network(network: str, size: int) -> dict[str, Any]:
 
 def time_photos(predictor: Predictor, inputs: list[str]) -> dict[str, Any]:
     """Median milliseconds of each part of cutting out one photo, and three rates of ``predict_photos`` on all."""
-    milliseconds: dict[str, list[float]] = {"decode": [], "network": [], "cut out": [], "PNG": []}
-    megapixels, rates = [], []
+    parts, megapixels, rates = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         options = PhotoOptions(Path(folder), overwrite=True)
         photos = find_photos(inputs, options)
@@ -80,17 +79,17 @@ def time_photos(predictor: Predictor, inputs: list[str]) -> dict[str, Any]:
             marks.append(time.perf_counter())
             encode_png(cutout), encode_png(mask.astype("uint8") * 255)
             marks.append(time.perf_counter())
+            parts.append([1000 * (end - start) for start, end in pairwise(marks)])
             megapixels.append(mask.size / 1e6)
-            for part, (start, end) in zip(milliseconds, pairwise(marks), strict=True):
-                milliseconds[part].append(1000 * (end - start))
         for _ in range(3):
             started = time.perf_counter()
             predict_photos(predictor, photos, options)
             rates.append(round(len(photos) / (time.perf_counter() - started), 1))
+    medians = np.median(parts, axis=0).round(2).tolist()
     return {
         "photos": len(photos),
         "megapixels": round(statistics.median(megapixels), 3),
-        "milliseconds": {part: round(statistics.median(times), 2) for part, times in milliseconds.items()},
+        "milliseconds": dict(zip(("decode", "network", "cut out", "PNG"), medians, strict=True)),
         "photos_per_second": rates,
     }
 
