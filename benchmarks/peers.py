@@ -53,8 +53,7 @@ def lab2_unaugmented(network: str) -> Config:
 
 
 def lab3_bce(network: str) -> Config:
-    changes = {"loss": "bce", "score_train": False, "export_weights": False}
-    return replace(RECIPES["lab3"](network), recipe="lab3-bce", **changes)
+    return replace(RECIPES["lab3"](network), recipe="lab3-bce", loss="bce", score_train=False, export_weights=False)
 
 
 PEER_NETWORKS: dict[str, Callable[[], nn.Module]] = {"smp.Unet": smp_unet, "study.OwnNorms": OwnNorms}

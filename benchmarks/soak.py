@@ -99,8 +99,6 @@ class Soak:
         self.counts["resumes"] += resumes
         return self.run("train", *FLAGS, "--resume" if resumes else "--overwrite")
 
-    # ------------------------------------------------------------------------------------------ judging
-
     def violate(self, script: Script, what: object) -> None:
         said = f"{what}; exit code {script.returncode}, {script.err.read_text()[-600:]!r}"
         self.violations.append(said.replace(str(self.work), ""))
@@ -147,11 +145,8 @@ class Soak:
         self.judge(script, 0, "best validation Dice")
         self.survey(script, may_lose=0)
 
-    # ------------------------------------------------------------------------------------------ faults
-
     def parts(self) -> set[Path]:
-        """Temporary files of saves."""
-        return set(self.folder.glob(".*.pth.*.part"))
+        return set(self.folder.glob(".*.pth.*.part"))  # temporary files of saves
 
     def wait_for_a_moment(self, script: Script) -> None:
         """Any moment, a third of them before the first epoch ends, once the script has installed its handlers."""

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import argparse
 import functools
 import re
 import statistics
@@ -54,21 +53,13 @@ ceilings_of = functools.cache(measure_ceilings)
 
 @dataclass
 class Contender:
-    """What takes turns with others.
+    """What takes turns with others."""
 
-    Attributes:
-        work: a part of a turn.
-        images: that ``work`` handles.
-        calls: of ``work``, in a turn.
-        group: contenders of a group are compared with its first one, which is ours.
-        facts: called after the turns with the images per second; what else is recorded.
-    """
-
-    work: Callable[[], object]
-    images: int
-    calls: int = 1
-    group: str = ""
-    facts: Callable[[float], dict[str, Any]] = lambda rate: {}
+    work: Callable[[], object]  # a part of a turn
+    images: int  # that ``work`` handles
+    calls: int = 1  # of ``work``, in a turn
+    group: str = ""  # contenders of a group are compared with its first one, which is ours
+    facts: Callable[[float], dict[str, Any]] = lambda rate: {}  # more to record, from the images per second
 
 
 Builders = dict[str, Callable[[], Contender]]  # by the contender's name
@@ -85,8 +76,6 @@ class Bench:
     batch_size: int | None  # of training; None: the recipe's
     predict_batch: int
     images: int  # a turn, of train and infer
-
-    # ------------------------------------------------------------------------------------------ training
 
     def trainer(self, **changes: Any) -> Trainer:
         """A trainer by ``default``, all at full size, with its data on the device; it has no validation data."""
@@ -147,8 +136,6 @@ class Bench:
 
     def train(self) -> Builders:
         return {"ours": self.our_epoch, "smp": replace(self, network=SMP).our_epoch, "plain": self.plain_epoch}
-
-    # ------------------------------------------------------------------------------------------ inference
 
     def test_names(self) -> list[str]:
         """The first ``images`` names of the test split, repeated if it has fewer."""
@@ -286,7 +273,8 @@ def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     parser = ArgumentParser("Measure the speed beside what others would use.")
     add = parser.add_argument
     add("--what", nargs="+", choices=WHAT, default=list(WHAT), help="what to measure")
@@ -302,12 +290,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--threads", type=positive_int, help="of the CPU (default: one for each core)")
     add("--results", type=Path, default=RESULTS, help="folder of the JSON")
     add("--memory_of", metavar="CONTENDER", help="run it alone, once, and print the peak memory in bytes")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     register()
     torch.backends.cudnn.benchmark = True
     device = choose_device(args.device, args.threads)
