@@ -26,7 +26,7 @@ import train
 from checkpoint import checkpoint_path, load_checkpoint
 from oxford_pet import DATASET, find_root
 from peers import PEER_NETWORKS, PEER_RECIPES, register
-from recipes import Config
+from recipes import Config, resolve_config
 from record import RESULTS, write_json
 from report import read_history
 from study_page import SCORES, write_page
@@ -89,7 +89,7 @@ def parse_entry(system: str, minutes: str, flags: list[str]) -> Entry:
     args = train.parse_args([*flags, "--name", system])
     if args.resume or args.overwrite or args.init_from or args.load_model_epoch:
         raise UserError(f"{system} of the queue: its flags cannot say how the run starts")
-    config, root = train.choose_config(args.model, args.typed), find_root(args.data_path or DATASET)
+    config, root = resolve_config(args.model, args.typed), find_root(args.data_path or DATASET)
     return Entry(system, float(minutes), flags, config, root, args.threads or torch.get_num_threads())
 
 
