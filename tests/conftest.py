@@ -3,14 +3,16 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from plumbing.stop import StopSignal
 
 import pytest
 import torch
 from torch import nn
 
-import engine
+import run
 import train
 from draw_pets import write_dataset
 from models import NETWORKS
@@ -31,14 +33,16 @@ def pets(drawn_pets: Path, tmp_path: Path) -> Path:
 
 
 Train = Callable[..., None]
+AtStep = Callable[[int, Callable[[], None]], None]
 
 
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every network's name means two convolutions, for tests that are about the run and not about the network."""
+    """Every network's name means two convolutions; RReLU draws numbers in training, as dropout does."""
 
     def build() -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+        first, last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+        return nn.Sequential(first, nn.BatchNorm2d(4), nn.RReLU(), last)
 
     for name in NETWORKS:
         monkeypatch.setitem(NETWORKS, name, build)
@@ -47,7 +51,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run_train(tiny_network: None, drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """``train.main`` on 18 images of 32x32, 5 steps an epoch, saved below ``tmp_path``; further flags as arguments."""
-    monkeypatch.setattr(train, "draw_curves", lambda _, path: path.touch())  # which takes longer than all the rest
+    monkeypatch.setattr(run, "draw_curves", lambda _, path: path.touch())  # which takes longer than all the rest
 
     def call(*flags: object) -> None:
         data = ("--data_path", drawn_pets, "--image_size", 32, "--batch_size", 4)
@@ -57,21 +61,45 @@ def run_train(tiny_network: None, drawn_pets: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
     """Call something before a training step, counted from here and from 1."""
 
     def arrange(number: int, action: Callable[[], None]) -> None:
-        step, done = engine.train_step, []
+        train_step, done = train.Trainer.train_step, []
 
-        def train_step(*args: object) -> torch.Tensor:
+        def counted(*args: object) -> torch.Tensor:
             done.append(1)
             if len(done) == number:
                 action()
-            return step(*args)
+            return train_step(*args)
 
-        monkeypatch.setattr(engine, "train_step", train_step)
+        monkeypatch.setattr(train.Trainer, "train_step", counted)
 
     return arrange
+
+
+@pytest.fixture
+def stop_train(run_train: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """``run_train``, stopped by SIGTERM during a batch of which the number, from 1, precedes the flags.
+
+    Each epoch has 5 steps, 5 batches for BatchNorm statistics, unless there is no EMA, and 1 of validation.
+    """
+
+    def call(number: int, *flags: object) -> None:
+        between, done = StopSignal.between, []
+
+        def counted(stop: StopSignal, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+            for batch in between(stop, batches):
+                done.append(1)
+                if len(done) == number:
+                    terminate()
+                yield batch
+
+        with monkeypatch.context() as patched, pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            patched.setattr(StopSignal, "between", counted)
+            run_train(*flags)
+
+    return call
 
 
 def terminate() -> None:

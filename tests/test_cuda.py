@@ -96,7 +96,7 @@ def test_nothing_takes_more_memory_than_a_step(drawn_pets: Path, network: str) -
     config = replace(RECIPES["default"](network), image_size=128, batch_size=8)
     split = load_split(drawn_pets, "train", 128).to(GPU)
     state, (batch, _) = state_and_batches(config, GPU, split)
-    predictor = Predictor.from_model(state.ema_model, config, GPU)
+    predictor = Predictor.from_model(state.ema_model, config, GPU, state.precision)
     peaks = []
     for work in (
         lambda: train_step(state, *batch),

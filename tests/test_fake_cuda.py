@@ -159,7 +159,7 @@ def test_an_epoch_stays_on_the_gpu(gpu: FakeGpu, network: str, precision: str, m
     refresh_batchnorm(state, StopSignal())
     assert gpu.events == {"_to_copy to the GPU": 1}  # which images
 
-    predictor = Predictor.from_model(state.ema_model, state.config, GPU)
+    predictor = Predictor.from_model(state.ema_model, state.config, GPU, state.precision)
     gpu.events.clear()
     train.score_epoch(state, predictor, StopSignal())
     assert gpu.events == {
