@@ -160,7 +160,7 @@ class Bench:
         def work() -> None:
             pixels = torch.from_numpy(np.stack(list(decode_all(self.root, names, self.image_size))))
             split = Split(self.root, "test", names, pixels).to(self.device)
-            write = partial(write_prediction, Path(folder.name), with_overlays)
+            write = partial(write_prediction, Path(folder.name), {} if with_overlays else None)
             score_split(predictor, split, self.predict_batch, write)
 
         return Contender(work, len(names), group="files")
