@@ -1,10 +1,10 @@
-"""The networks through torch.hub.
+"""Entry points for torch.hub: the networks and the predictor.
 
 model = torch.hub.load(PATH, "resnet34_unet", source="local", weights="saved_models/R/R_best.pth")
 predictor = torch.hub.load(PATH, "predictor", source="local", checkpoint="saved_models/R/R_best.pth")
 
-PATH is this folder. A weights file is a checkpoint or a bare state dict, and nothing in it is unpickled. The modules of
-src/ are imported by their plain names, such as ``models``, so the caller must not have others of these names.
+PATH is this folder. Weights are a checkpoint or a bare state dict; nothing is unpickled. The modules of src/ are
+imported under plain names such as ``models``, so the caller must not have others of these names.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
 
     from predictor import Predictor
 
-dependencies = ["torch", "numpy", "cv2", "PIL"]  # names of modules; torch.hub says which are missing
+dependencies = ["torch", "numpy", "cv2", "PIL"]  # torch.hub names the modules that are missing
 
 _SRC = str(pathlib.Path(__file__).resolve().parent / "src")
 if _SRC not in sys.path:
@@ -27,29 +27,29 @@ def unet(weights: str | None = None) -> "nn.Module":
     """UNet (Ronneberger et al., 2015): normalised RGB (N, 3, H, W) to logits (N, 1, H, W).
 
     Args:
-        weights: the file of a checkpoint of this network; None leaves random weights.
+        weights: a checkpoint file of this network; None leaves random weights.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        cli.UserError: no such file, not a checkpoint, or one of another network.
+        cli.UserError: the file is missing, is no checkpoint, or is of another network.
     """
     return _load("UNet", weights)
 
 
 def resnet34_unet(weights: str | None = None) -> "nn.Module":
-    """ResNet34_UNet, a ResNet-34 with a U-Net's decoder; otherwise as ``unet``."""
+    """ResNet34_UNet, a ResNet-34 encoder with a U-Net decoder; otherwise as ``unet``."""
     return _load("ResNet34_UNet", weights)
 
 
 def resnet34_unet_small(weights: str | None = None) -> "nn.Module":
-    """ResNet34_UNet of a quarter of the width; otherwise as ``unet``."""
+    """ResNet34_UNet at a quarter of the width; otherwise as ``unet``."""
     return _load("ResNet34_UNet_small", weights)
 
 
 def unet_plus_plus(weights: str | None = None) -> "nn.Module":
-    """UNetPlusPlus, nested skips over a ResNet-34 (Zhou et al., 2020); otherwise as ``unet``."""
+    """UNet++ with a ResNet-34 encoder (Zhou et al., 2020); otherwise as ``unet``."""
     return _load("UNetPlusPlus", weights)
 
 
@@ -59,12 +59,7 @@ def segformer(weights: str | None = None) -> "nn.Module":
 
 
 def predictor(checkpoint: str, **options: typing.Any) -> "Predictor":
-    """A ``predictor.Predictor``: RGB images or files in, probabilities of pet at their own size out.
-
-    Args:
-        checkpoint: the file of a checkpoint or of a bare state dict.
-        options: as of ``Predictor``: device, flip_average, image_size.
-    """
+    """``predictor.Predictor(checkpoint, **options)``: RGB images or files in, probabilities at their own size out."""
     from plumbing.cli import existing_path
 
     from predictor import Predictor
@@ -78,12 +73,10 @@ def _load(network: str, weights: str | None) -> "nn.Module":
     from checkpoint import load_checkpoint
     from models import build_network
 
-    if weights is None:
-        return build_network(network).eval()
-    state = load_checkpoint(existing_path(str(weights)))
-    found = state["config"].network
-    if found != network:
-        raise UserError(f"{weights} holds the network {found}, not {network}")
     model = build_network(network).eval()
-    model.load_state_dict(state["model"])
+    if weights is not None:
+        state = load_checkpoint(existing_path(str(weights)))
+        if state["config"].network != network:
+            raise UserError(f"{weights} holds the network {state['config'].network}, not {network}")
+        model.load_state_dict(state["model"])
     return model

@@ -4,34 +4,27 @@ A checkpoint is plain data: tensors, numbers, strings, lists and dicts. Its entr
 
     format      2
     config      Config.to_dict(); it names the network
-    model       the state dict for inference: the EMA weights with BatchNorm statistics of their own
-    data_path   the training data's folder, from the repo's root where it lies below that
-    epoch       how many are done; 0 is the start
+    model       state dict for inference: the EMA weights with BatchNorm statistics of their own
+    data_path   folder of the training data, relative to the repo's root if it lies below it
+    epoch       number of finished epochs; 0 at the start
     scores      of this epoch: valid_dice, valid_loss, ...; empty at the start
-    history     a list of one dict an epoch, up to this one
+    history     list of one dict an epoch, up to this one
     versions, commit, command    what wrote it
-    training    in R_last.pth only: everything else that resuming needs
+    training    in <name>_last.pth only: the rest of the training state, for --resume
 
-Two other kinds of file are read as weights alone: a bare state dict (its tensors tell the network), and a checkpoint of
-format 1, which earlier versions of this project wrote.
+A bare state dict is read too: its tensors tell the network.
 """
 
-import math
 import pickle
 import platform
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from plumbing.cli import (
-    REPO,
-    UserError,
-    shell,
-)
+from plumbing.cli import REPO, UserError, shell
 from plumbing.files import atomic_write
 
 import cv2
@@ -44,11 +37,12 @@ from oxford_pet import DATASET
 from recipes import RECIPES, Config
 
 FORMAT = 2
+REQUIRED = {"config", "model", "data_path", "epoch", "scores", "history"}
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "valid_dice", "learning_rate", "seconds", "images_per_second")
 
 
 def checkpoint_path(save_path: Path, name: str, which: str) -> Path:
-    """Where a run keeps a checkpoint.
+    """Path of a run's checkpoint.
 
     Args:
         name: of the run: its folder under ``save_path`` and its files' prefix.
@@ -62,7 +56,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Raises:
-        OSError: the disk is full, the folder cannot be written; the old file is as it was.
+        OSError: the disk is full, or the folder is not writable. An existing file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,7 +69,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """What is running: versions, the checkout's commit (``+`` behind it where files differ from it), the command."""
+    """Versions, the command, and the checkout's commit, which ends in ``+`` if files differ from it."""
     git = ["git", "-C", str(REPO), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -91,165 +85,89 @@ def provenance() -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, as plain data only.
+    """Read a checkpoint to the CPU. Its weights fit the network that its config names.
 
     Returns:
-        The entries listed above, ``config`` as a ``Config``. Files of weights alone get the config of the recipe that
-        the network belongs to, and an epoch of None.
+        The entries listed above, ``config`` as a ``Config``. A bare state dict gets the config of its network's recipe,
+        and an epoch of None.
 
     Raises:
-        UserError: not there (says what is), broken, or not a checkpoint of this project.
+        UserError: missing (lists what is there), damaged, diverged, or not a checkpoint of this project.
     """
-    state = _read(path)
-    is_bare = isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())
-    version = state.get("format") if isinstance(state, dict) else None
-    if not is_bare and not (type(version) is int and version in (1, FORMAT)):
+    state = read_plain_data(path)
+    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
+        state = recognise(path, state)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this project (it has no entry `format` of {FORMAT})")
     try:
-        if is_bare:
-            loaded = recognise(path, state)
-        else:
-            loaded = _read_format_1(path, state) if version == 1 else _check_entries(path, state)
-        for name, value in loaded["model"].items():
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
-                raise UserError(f"{name} has a form that no network of this project has")
+        if missing := REQUIRED - state.keys():
+            raise UserError(f"it lacks the entry {min(missing)}")
+        config = Config.from_dict(state["config"])
+        with torch.device("meta"):  # allocates no memory
+            NETWORKS[config.network]().load_state_dict(state["model"], assign=True)
+        for name, value in state["model"].items():
             if not value.isfinite().all():
                 raise UserError(f"its weights are not finite, {name} first: its run diverged; take an earlier one")
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
-        what = f"it lacks the entry {error}" if isinstance(error, KeyError) else str(error)
-        what = " ".join(what.split())[:250]  # of whatever value is quoted there
-        raise UserError(f"{path} is damaged or no checkpoint of this project: {what}") from error
-    return loaded
+    except (AttributeError, TypeError, ValueError, RuntimeError, UserError) as error:
+        reason = " ".join(str(error).split())[:250]  # PyTorch lists each tensor
+        raise UserError(f"{path} is damaged or no checkpoint of this project: {reason}") from error
+    return state | {"config": config}
 
 
-def _read(path: Path) -> Any:
-    """Read plain data, and verify its checksums; ``torch.load`` does not.
+def read_plain_data(path: Path) -> Any:
+    """Load a file with ``weights_only=True``, after verifying its checksums, which ``torch.load`` does not.
 
     Raises:
-        UserError: not there (says what is), broken, or more than plain data.
+        UserError: missing (lists what is there), damaged, or more than plain data.
     """
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise UserError(f"{path} is broken or no checkpoint: it is not a regular file")
-    try:
-        if zipfile.is_zipfile(path):  # as everything that we write
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise UserError(f"{path} is damaged: the checksum of its record {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
         hint = f"there are {there}" if there else "that folder holds none; train first: `python src/train.py --help`"
-        raise UserError(f"no checkpoint {path}; {hint}") from None
+        raise UserError(f"no checkpoint {path}; {hint}")
+    try:
+        if zipfile.is_zipfile(path):  # the files of PyTorch before 1.6 are none
+            with zipfile.ZipFile(path) as archive:
+                if record := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of its record {record}")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         weights = str(path.with_stem(f"{path.stem}_weights"))
         raise UserError(
-            f"{path} is broken, or holds more than plain data (a pickled model, say), and is not loaded, because "
-            "unpickling such a file can run any code. A model that you trust is converted, where its classes can be "
-            f"imported, by: torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), {weights!r})"
+            f"{path} is broken, or holds more than plain data (a pickled model, say). It is not loaded, because "
+            "unpickling can run any code. To convert a model that you trust, where its classes can be imported: "
+            f"torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), {weights!r})"
         ) from None
-    except UserError:
-        raise
-    except Exception as error:  # of a damaged file, the readers' parsers raise errors of any type
+    except Exception as error:  # the parsers of damaged files raise errors of any type
         reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else "it ends early"
         raise UserError(f"{path} is broken or no checkpoint ({reason})") from None
 
 
-def _read_format_1(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    print(f"note: {path} was written by an earlier version: only its weights are read", file=sys.stderr)
-    known = {key: state["run"][key] for key in ("image_size", "boundary")} | {"recipe": state["recipe"]["name"]}
-    return recognise(path, dict(state["model"]), **known) | {"data_path": str(state["run"]["data_path"])}
+def recognise(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Make a checkpoint of a bare state dict, by the names and shapes of its tensors.
 
-
-def _check_entries(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Refuse entries that are missing or of other types and shapes than ``Run.checkpoint`` of train.py gives them.
-
-    Raises:
-        KeyError, TypeError, AttributeError, UserError: says which.
-    """
-
-    def check(entry: str, is_right: bool) -> None:
-        if not is_right:
-            raise UserError(f"its entry {entry} cannot be {str(state[entry])[:60]!r}")
-
-    config = Config.from_dict(state["config"])
-    check("history", isinstance(state["history"], list) and all(map(is_history_row, state["history"])))
-    epochs = len(state["history"])  # 0 also of published weights, which come without their history
-    is_possible = type(state["epoch"]) is int and 0 <= state["epoch"] < 10**6
-    check("epoch", is_possible and epochs in (0, state["epoch"]))
-    check("scores", is_history_row(state["scores"]) if state["epoch"] else state["scores"] == {})
-    check("data_path", isinstance(state["data_path"], str) and state["data_path"].isprintable())
-    versions = state.get("versions") or {}
-    check("versions", isinstance(versions, dict) and all(isinstance(text, str) for text in versions.values()))
-    for entry in ("commit", "command"):
-        check(entry, isinstance(state.get(entry), str | None))
-    with torch.device("meta"):  # shapes without numbers
-        expected = NETWORKS[config.network]().state_dict()
-    if not have_equal_shapes(state["model"], expected):
-        raise UserError(f"its weights are not those of the network {config.network}")
-    return state | {"config": config}
-
-
-def is_history_row(row: Any) -> bool:
-    """Whether this is an epoch's row of the history: ``HISTORY_COLUMNS`` and perhaps others, all numbers."""
-    return (
-        isinstance(row, dict)
-        and row.keys() >= set(HISTORY_COLUMNS)
-        and all(isinstance(column, str) for column in row)
-        and all(type(value) is float or (type(value) is int and abs(value) < 2**53) for value in row.values())
-        and math.isfinite(row["seconds"])
-    )
-
-
-def have_equal_shapes(tensors: dict[str, Any], expected: dict[str, Tensor]) -> bool:
-    """Whether two state dicts have the same names and shapes, and dtypes of one kind."""
-    return tensors.keys() == expected.keys() and all(
-        isinstance(tensors[name], Tensor)
-        and tensors[name].shape == value.shape
-        and torch.can_cast(tensors[name].dtype, value.dtype)  # published weights are of half precision
-        for name, value in expected.items()
-    )
-
-
-def recognise(path: Path, weights: dict[str, Tensor], **known: Any) -> dict[str, Any]:
-    """The checkpoint that weights alone stand for, by their tensors' names and shapes.
-
-    Where the names differ but the shapes follow each other as the network's do, the order assigns them: so weights of
-    the reports' own programs can be read, because the networks here create their tensors in the same order.
-
-    Args:
-        known: values of the config that the file tells.
+    Weights of the reports' own programs have other names. They are matched by the order of their shapes: the networks
+    here create their tensors in the same order.
 
     Raises:
         UserError: no network has such tensors.
     """
     shapes = {name: value.shape for name, value in weights.items()}
-    for config in _recipe_of_each_network():
-        with torch.device("meta"):  # shapes without numbers
+    for config in recipe_of_each_network():
+        with torch.device("meta"):  # allocates no memory
             expected = NETWORKS[config.network]().state_dict()
         if shapes != {name: value.shape for name, value in expected.items()}:
             if list(shapes.values()) != [value.shape for value in expected.values()]:
                 continue
-            print(
-                f"note: the tensors of {path} have other names than {config.network}'s and are taken in their order",
-                file=sys.stderr,
-            )
+            print(f"note: {path} has other tensor names than {config.network}; matched by their order", file=sys.stderr)
             weights = dict(zip(expected, weights.values(), strict=True))
-        return {
-            "config": replace(config, **known),
-            "model": weights,
-            "data_path": str(DATASET.relative_to(REPO)),
-            "epoch": None,
-            "scores": {},
-            "history": [],
-        }
-    raise UserError(
-        f"it holds {len(weights)} tensors, and their names and shapes are those of none of {', '.join(NETWORKS)}"
-    )
+        data_path = str(DATASET.relative_to(REPO))
+        entries = {"config": config.to_dict(), "model": weights, "data_path": data_path}
+        return {"format": FORMAT, "epoch": None, "scores": {}, "history": [], **entries}
+    raise UserError(f"{path} holds {len(weights)} tensors; their names and shapes fit none of {', '.join(NETWORKS)}")
 
 
-def _recipe_of_each_network() -> Iterator[Config]:
-    """A config of each network: a report's own network belongs to its recipe, all others to ``default``."""
+def recipe_of_each_network() -> Iterator[Config]:
+    """A config of each network: the reports' own networks belong to their recipes, all others to ``default``."""
     for network in NETWORKS:
         recipe, _, base = network.partition(".")
         yield RECIPES[recipe](base) if recipe in RECIPES else RECIPES["default"](network)

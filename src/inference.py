@@ -12,23 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from plumbing import cli
-from plumbing.cli import (
-    OUTPUTS,
-    ArgumentParser,
-    choose_device,
-    describe,
-    plural,
-    run_script,
-)
+from plumbing.cli import OUTPUTS, ArgumentParser, choose_device, describe, plural, run_script
 from plumbing.files import atomic_write, locked, remove_leftovers
-from plumbing.images import PHOTO_FORMATS, decode_image, in_threads
+from plumbing.images import decode_image, in_threads
 
 import numpy as np
 import torch
-from PIL import Image
 
-from checkpoint import checkpoint_path, load_checkpoint
-from evaluate import add_scoring_options, open_checkpoint, parse_scoring_args, requested_checkpoint, score_checkpoint
+from checkpoint import checkpoint_path
+from evaluate import ScoringOptions, add_scoring_options, open_checkpoint, parse_scoring_args, score_checkpoint
 from photos import (
     PRODUCTS,
     PhotoOptions,
@@ -39,7 +31,7 @@ from photos import (
     result_path,
     set_pixel_limit,
 )
-from predictor import SMALL_WEIGHTS, Predictor, resize_logits
+from predictor import SMALL_WEIGHTS, Predictor
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
 from trimap import target_and_weight
 
@@ -50,34 +42,25 @@ def write_prediction(
     output: Path,
     thumbnails: dict[str, Any] | None,
     image_file: Path,
-    logits: np.ndarray,
+    mask: np.ndarray,
     trimap: np.ndarray,
     boundary: str,
 ) -> None:
     """Write ``<name>_mask.png``, 0 and 255, and ``<name>_overlay.png``, both at the image's own size.
 
     Args:
-        thumbnails: takes the image's for the report, by its name; None leaves out the overlay too.
-        logits: (S, S) float32.
-        trimap: (H, W) uint8.
-        boundary: what the trimap's boundary counts as.
+        thumbnails: takes the image's for the page, by its name; None leaves out the overlay too.
+        mask, trimap, boundary: as ``score_split`` passes them.
     """
-    name = image_file.stem
+    output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
+    written = {"mask": mask.astype(np.uint8) * 255}
     if thumbnails is not None:
         image = decode_image(image_file)
-        height, width = image.shape[:2]
-    else:
-        with Image.open(image_file, formats=PHOTO_FORMATS) as header:
-            width, height = header.size
-    mask = resize_logits(logits, height, width) > 0
-    output.mkdir(parents=True, exist_ok=True)  # here, so that a mistyped name leaves no empty folder
-    with atomic_write(output / f"{name}_mask.png", sync=False) as file:
-        file.write(encode_png(mask.astype(np.uint8) * 255))
-    if thumbnails is None:
-        return
-    thumbnails[name] = thumbnail(image, trimap, mask, boundary)
-    with atomic_write(output / f"{name}_overlay.png", sync=False) as file:
-        file.write(encode_png(overlay(image, mask)))
+        written["overlay"] = overlay(image, mask)
+        thumbnails[image_file.stem] = thumbnail(image, trimap, mask, boundary)
+    for kind, pixels in written.items():
+        with atomic_write(output / f"{image_file.stem}_{kind}.png", sync=False) as file:
+            file.write(encode_png(pixels))
 
 
 def write_contact_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> Path:
@@ -104,21 +87,19 @@ def write_contact_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> 
 
 
 def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any], folder: Path) -> Path:
-    """Write ``report.html``: the scores, where they come from, and all images.
+    """Write ``report.html``: the scores, where they come from, and all images, the worst ones larger.
 
     Args:
-        thumbnails: of all images; the worst ones are made again, larger.
+        thumbnails: of all images, by name.
         folder: of the run, where its history is.
     """
-
-    def enlarge(name: str) -> dict[str, Any]:
-        return thumbnail(*read_prediction(output, Path(report["data_path"]), name), report["boundary"], 320)
-
-    rows = report["per_image"]
+    rows, root = report["per_image"], Path(report["data_path"])
     worst = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]]
-    thumbnails |= zip(worst, in_threads(enlarge, worst), strict=True)
-    history = read_history(folder / f"{report['name']}_history.csv") or report["trained"]["history"] or []
+    predictions = in_threads(partial(read_prediction, output, root), worst)
+    large = {name: thumbnail(*one, report["boundary"], 320) for name, one in zip(worst, predictions, strict=True)}
+    thumbnails = thumbnails | large
     entries = [gallery_entry(row, [thumbnails[row["name"]]], [row["dice"]]) for row in rows]
+    history = read_history(folder / f"{report['name']}_history.csv") or report["trained"]["history"] or []
     return write_run_page(output / "report.html", report, history, entries)
 
 
@@ -157,25 +138,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def photo_checkpoint(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """What ``open_checkpoint`` returns or, where the flags name none: R's best, else U's, else the bundled weights."""
-    if args.name:
-        return open_checkpoint(args)
-    runs = [checkpoint_path(args.save_path, name, "best") for name in ("R", "U")]
-    path = next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
-    return path, load_checkpoint(path)
+def default_checkpoint(save_path: Path) -> Path:
+    """The checkpoint for photos if none is named: R's best, else U's, else the bundled weights."""
+    runs = [checkpoint_path(save_path, name, "best") for name in ("R", "U")]
+    return next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
 
 
-def predict_photos_of(args: argparse.Namespace) -> None:
-    """Cut the pet out of the photos that ``--input`` names."""
-    set_pixel_limit(args.pixel_limit)
-    options = PhotoOptions(
-        args.output or OUTPUTS / "photos", args.write, args.threshold, args.largest_only, args.overwrite, args.recursive
-    )
-    is_stream = args.input == ["-"]
-    photos = [] if is_stream else find_photos(args.input, options)
-    path, state = photo_checkpoint(args)
-    predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
+def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options: PhotoOptions) -> None:
+    """Cut the pet out of photos.
+
+    Args:
+        inputs: of ``--input``.
+        path: the checkpoint's file.
+    """
+    is_stream = inputs == ["-"]
+    photos = [] if is_stream else find_photos(inputs, options)
     side = predictor.config.image_size
     print(
         f"{predictor.config.network} of {path} at {side}x{side}, on {describe(predictor.device, predictor.precision)}",
@@ -193,29 +170,44 @@ def predict_photos_of(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.input:
-        predict_photos_of(args)
-        return
-    output = args.output or OUTPUTS / args.name
+def predict_test_split(
+    path: Path, state: dict[str, Any], device: torch.device, options: ScoringOptions, output: Path, masks_only: bool
+) -> None:
+    """Score the test split, as ``score_checkpoint``, and write its masks, overlays, contact sheet and page."""
     started = time.monotonic()
-    thumbnails: dict[str, Any] | None = None if args.masks_only else {}
+    thumbnails: dict[str, Any] | None = None if masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
         remove_leftovers(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
-        report = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
+        write = partial(write_prediction, output, thumbnails)
+        report = score_checkpoint(path, state, "test", device, options, write)
         sheet = write_contact_sheet(output, report)
-        what = "masks" if args.masks_only else "masks and overlays"
+        what = "masks" if masks_only else "masks and overlays"
         seconds = time.monotonic() - started
         print(f"wrote {report['images']} {what} to {output} in {seconds:.1f} s; the contact sheet is {sheet}")
         if thumbnails:
             started = time.monotonic()
-            page = write_page(output, report, thumbnails, requested_checkpoint(args).parent)
+            page = write_page(output, report, thumbnails, path.parent)
             print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
     names = {row["name"] for row in report["per_image"]}
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
     if stale:
         print(f"note: {output} still holds {plural(len(stale), 'mask')} of other images, {min(stale)} first")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    path = args.checkpoint or default_checkpoint(args.save_path)
+    state, device = open_checkpoint(path, args.model, args.recipe), choose_device(args.device, args.threads)
+    if args.input:
+        set_pixel_limit(args.pixel_limit)
+        output = args.output or OUTPUTS / "photos"
+        options = PhotoOptions(output, args.write, args.threshold, args.largest_only, args.overwrite, args.recursive)
+        cut_out_photos(args.input, path, Predictor(state, device, args.flip_average, args.image_size), options)
+        return
+    options = ScoringOptions(
+        args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average
+    )
+    predict_test_split(path, state, device, options, args.output or OUTPUTS / args.name, args.masks_only)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mean_over_images(values: Tensor, weight: Tensor) -> Tensor:
-    """Average values over each image's pixels of weight 1, then over the images of the batch; both (N, 1, H, W)."""
+    """Average values, (N, 1, H, W), over each image's pixels of weight 1, then over the images of the batch."""
     weight = weight.float().flatten(1)
     return ((values.flatten(1) * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
 
@@ -36,7 +36,7 @@ def bce_dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     bce = bce_loss(logits, target, weight)
     logits, target, weight = logits.float().flatten(1), target.float().flatten(1), weight.float().flatten(1)
     probs, target = logits.sigmoid() * weight, target * weight
-    smooth = 1.0  # an empty prediction of an empty target costs nothing, and the divisor is never 0
+    smooth = 1.0  # never divides by 0; an empty prediction of an empty target costs nothing
     dice = (2 * (probs * target).sum(1) + smooth) / (probs.sum(1) + target.sum(1) + smooth)
     return bce + (1 - dice).mean()
 

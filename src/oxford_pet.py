@@ -65,6 +65,18 @@ def find_root(data_path: str | Path) -> Path:
     )
 
 
+def training_data_path(data_path: str) -> Path:
+    """The folder of the data that a run trained on.
+
+    Raises:
+        UserError: it is no longer there; no other data takes its place by itself.
+    """
+    trained_on = REPO / data_path
+    if not trained_on.is_dir() and trained_on != DATASET:
+        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
+    return trained_on
+
+
 def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
     """Read ``annotations/<list_name>.txt``: by the name that a line begins with, its other words, in file order.
 

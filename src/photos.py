@@ -1,4 +1,4 @@
-"""Photos of any kind in, masks and cut-outs out, at the photo's own size and as a viewer shows it."""
+"""Photos of any format in, masks and cut-outs out, at the photo's own size, EXIF rotation applied."""
 
 import glob
 import sys
@@ -25,81 +25,79 @@ from report import overlay
 PRODUCTS = ("mask", "overlay", "cutout", "probability")
 BATCH = 8  # photos predicted together
 STRIP = 256  # rows of a photo that are cut out together
-MIXED = 2  # pixels on both sides of the outline whose colours may mix pet and background
+MIXED = 2  # pixels: within this distance of the outline, colours may mix pet and background
 
 
 @dataclass(frozen=True)
 class PhotoOptions:
-    """What to write of each photo, and where."""
+    """What to write for each photo, and where."""
 
     output: Path
     write: tuple[str, ...] = ("mask", "cutout")  # of PRODUCTS
     threshold: float = 0.5  # a pixel is pet above this probability
-    largest_only: bool = False  # keep the largest connected part of the mask only
+    largest_only: bool = False  # keep only the largest connected part of the mask
     overwrite: bool = False
-    recursive: bool = False  # also the folders below a folder
+    recursive: bool = False  # search subfolders too
 
 
 class Photo(NamedTuple):
-    """A photo to predict: its file, and what its results' names begin with."""
+    """A photo to predict."""
 
     file: Path
-    target: Path
+    target: Path  # below the output folder: what the names of its results begin with
 
 
 # ---------------------------------------------------------------------------------------------- which photos
 
 
 def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
-    """The photos that the inputs name: files, folders (by the endings of photos), and patterns such as ``*.png``.
+    """Find photos by file, folder (by their endings), or pattern such as ``*.png``.
 
-    A folder's structure is mirrored in the output. Where photos of different folders share a name, their folder's name
-    is put in front; where two share a stem, the ending stays in the results' names: ``a.jpg_mask.png``.
+    Subfolders are mirrored in the output. Photos with the same stem keep their ending: ``a.jpg_mask.png``.
 
     Raises:
-        UserError: an input names nothing.
+        UserError: an input names no photo, or two photos would be written under one name.
     """
-    found: dict[Path, Path] = {}  # by file, its name in the output
+    names: dict[Path, Path] = {}  # by file, its name in the output
     for text in inputs:
-        paths = (
-            [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        )
-        if not paths:
-            raise UserError(f"--input {text}: no such file or folder, and no file matches it")
-        for path in paths:
-            if path.is_dir():
-                in_folder = folder_photos(path, options.recursive)
-                if not in_folder and len(paths) == 1:
-                    deeper = "" if options.recursive else " (--recursive takes the folders below it too)"
-                    raise UserError(f"--input {text}: no photo in this folder{deeper}")
-                found |= {file: file.relative_to(path) for file in in_folder}
-            else:
-                found[path] = Path(path.name)
-    names = Counter(found.values())
-    found = {f: name if names[name] == 1 else f.absolute().parent.name / name for f, name in found.items()}
-    stems = Counter(name.with_suffix("") for name in found.values())
-    photos = [Photo(f, name if stems[name.with_suffix("")] > 1 else name.with_suffix("")) for f, name in found.items()]
-    for target, count in Counter(photo.target for photo in photos).items():
-        if count > 1:
-            raise UserError(
-                f"two inputs would be written as {options.output / target}: give each an --output of its own"
-            )
-    return photos
+        matches = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))
+        found = [photos_at(Path(match), options.recursive) for match in matches]
+        if not any(found):
+            hint = "" if options.recursive else " (--recursive searches subfolders too)"
+            problem = f"no photo in this folder{hint}" if found else "no such file or folder, and no file matches it"
+            raise UserError(f"--input {text}: {problem}")
+        for part in found:
+            names |= part
+    stems = Counter(name.with_suffix("") for name in names.values())
+    files_of: dict[Path, Path] = {}  # by target
+    for file, name in names.items():
+        target = name if stems[name.with_suffix("")] > 1 else name.with_suffix("")
+        if target in files_of:
+            raise UserError(f"{files_of[target]} and {file} have the same name: give each an --output of its own")
+        files_of[target] = file
+    return [Photo(file, target) for target, file in files_of.items()]
 
 
-def folder_photos(folder: Path, recursive: bool) -> list[Path]:
-    """The photos in a folder, by their endings; hidden files and the results of an earlier call are left out."""
+def photos_at(path: Path, recursive: bool) -> dict[Path, Path]:
+    """The photos at a path, each with its name in the output. Skips a folder's hidden files and earlier results."""
+    if not path.is_dir():
+        return {path: Path(path.name)}
     results = tuple(f"_{product}.png" for product in PRODUCTS)
-    return [
-        file
-        for file in sorted(folder.rglob("*") if recursive else folder.iterdir())
+    return {
+        file: file.relative_to(path)
+        for file in sorted(path.rglob("*") if recursive else path.iterdir())
         if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and not file.name.endswith(results)
-    ]
+    }
 
 
 def result_path(photo: Photo, product: str, options: PhotoOptions) -> Path:
     target = options.output / photo.target
     return target.with_name(f"{target.name}_{product}.png")
+
+
+def missing_results(photo: Photo, options: PhotoOptions) -> list[str]:
+    """The products to write for a photo: all with ``overwrite``, else those without a file."""
+    return [name for name in options.write if options.overwrite or not result_path(photo, name, options).exists()]
 
 
 # ---------------------------------------------------------------------------------------------- one photo
@@ -115,9 +113,9 @@ def clean_mask(probs: np.ndarray, options: PhotoOptions) -> np.ndarray:
 
 
 def cut_out(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Cut the pet out: a soft edge of a pixel or two, without a halo of the background's colours.
+    """Cut the pet out, with a soft edge of a pixel or two and no halo of background colours.
 
-    Pixels near the outline hold a mixture of pet and background. There, the colour is that of the pet's inside nearby.
+    Pixels near the outline mix pet and background. They take the mean colour of the pet's interior nearby.
 
     Args:
         rgba: (H, W, 4) uint8; its own transparency is kept.
@@ -152,14 +150,14 @@ def _cut_out_strip(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG of (H, W), (H, W, 3) RGB or (H, W, 4) RGBA uint8, compressed little, because that is fast."""
+    """Encode (H, W), (H, W, 3) RGB or (H, W, 4) RGBA uint8 as PNG, at the fastest compression level."""
     codes = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     array = cv2.cvtColor(array, codes[array.shape[2]]) if array.ndim == 3 else array
     return cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: PhotoOptions) -> int:
-    """Write the results of a photo that are not there yet; returns how many files."""
+    """Write a photo's missing results; returns how many."""
     mask = clean_mask(probs, options)
     draw = {
         "mask": lambda: mask.astype(np.uint8) * 255,
@@ -167,22 +165,20 @@ def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: Ph
         "cutout": lambda: cut_out(rgba, mask),
         "probability": lambda: np.round(probs * 255).astype(np.uint8),
     }
-    written = 0
-    for product in options.write:
+    missing = missing_results(photo, options)
+    for product in missing:
         path = result_path(photo, product, options)
-        if options.overwrite or not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(encode_png(draw[product]()))
-            written += 1
-    return written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(encode_png(draw[product]()))
+    return len(missing)
 
 
 # ---------------------------------------------------------------------------------------------- all photos
 
 
 def read_photos(photos: Iterable[Photo]) -> Iterator[tuple[Photo, np.ndarray | UserError]]:
-    """Decode photos in threads, in order; the error, for one that cannot be read."""
+    """Decode photos to (H, W, 4) uint8 in threads, in order. A photo that cannot be read gives its error."""
 
     def read(photo: Photo) -> tuple[Photo, np.ndarray | UserError]:
         try:
@@ -194,16 +190,14 @@ def read_photos(photos: Iterable[Photo]) -> Iterator[tuple[Photo, np.ndarray | U
 
 
 def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOptions) -> int:
-    """Predict photos and write their results; a photo that cannot be read is named, and all others are done.
+    """Predict photos and write their results. Photos that cannot be read are named and skipped.
 
     Returns:
         How many could not be read.
     """
-    todo = [
-        p for p in photos if options.overwrite or not all(result_path(p, w, options).exists() for w in options.write)
-    ]
+    todo = [photo for photo in photos if missing_results(photo, options)]
     if len(todo) < len(photos):
-        print(f"{plural(len(photos) - len(todo), 'photo')} done already; --overwrite does them again")
+        print(f"{plural(len(photos) - len(todo), 'photo')} done already; --overwrite redoes them")
     started, written, errors = time.monotonic(), 0, 0
     bar = tqdm(read_photos(todo), "photos", len(todo), unit=" photos", leave=False, disable=None)
     batch: list[tuple[Photo, np.ndarray]] = []
@@ -227,11 +221,10 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
         written += finish()
     seconds = time.monotonic() - started
     done = len(todo) - errors
-    print(
-        f"wrote {plural(written, 'file')} of {plural(done, 'photo')} to {options.output} in {seconds:.1f} s"
-        + (f" ({done / seconds:.1f} photos/s)" if done else "")
-        + (f"; {plural(errors, 'photo')} could not be read" if errors else "")
-    )
+    rate = f" ({done / seconds:.1f} photos/s)" if done else ""
+    print(f"wrote {plural(written, 'file')} of {plural(done, 'photo')} to {options.output} in {seconds:.1f} s{rate}")
+    if errors:
+        print(f"{plural(errors, 'photo')} could not be read")
     return errors
 
 
@@ -244,6 +237,6 @@ def cut_out_stream(predictor: Predictor, options: PhotoOptions) -> None:
 
 
 def set_pixel_limit(megapixels: float) -> None:
-    """Have Pillow refuse a photo of more pixels: a small file can decode to more than the memory holds."""
+    """Have Pillow refuse larger photos: a small file can decode to more than fits in memory."""
     Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)
     warnings.simplefilter("error", Image.DecompressionBombWarning)

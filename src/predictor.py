@@ -10,6 +10,7 @@ mask = probs > 0.5
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Predictor:
         device: str | torch.device = "auto",
         flip_average: bool = False,
         image_size: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         """Load a checkpoint.
 
@@ -52,41 +54,27 @@ class Predictor:
             checkpoint: the file of a checkpoint or of a bare state dict, or what ``load_checkpoint`` returned.
             device: as of ``--device``.
             image_size: pixels of the network's input; None takes that of the training.
+            precision: dtype that the network computes in; None takes that of the config.
 
         Raises:
             UserError: no such file, not a checkpoint, no such device.
         """
         state = checkpoint if isinstance(checkpoint, dict) else load_checkpoint(Path(checkpoint))
         config: Config = state["config"]
-        model = build_network(config.network)
-        model.load_state_dict(state["model"])
-        self._setup(fold_batchnorm(model), replace(config, image_size=image_size or config.image_size), device)
+        self.config = replace(config, image_size=image_size or config.image_size)
+        self.device = choose_device(device) if isinstance(device, str) else device
+        self.precision = precision or choose_precision(config.precision, self.device)
         self.flip_average = flip_average
-        for module in self.model.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                module.to(self.precision)  # once, where autocast would do it for each batch
+        self.normalise = Normalise(config.mean, config.std).to(self.device)
+        model = state["model"]  # weights, or the network of ``from_model``
+        if not isinstance(model, nn.Module):
+            model = load_for_inference(config.network, model, self.precision)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
 
     @classmethod
-    def from_model(
-        cls, model: nn.Module, config: Config, device: str | torch.device = "auto", precision=None
-    ) -> "Predictor":
-        """A predictor around a network that goes on changing, as in training; its BatchNorm is not folded.
-
-        Args:
-            config: its mean, std, precision and image size are used.
-        """
-        predictor = cls.__new__(cls)
-        predictor._setup(model, config, device)
-        predictor.precision = precision or predictor.precision
-        return predictor
-
-    def _setup(self, model: nn.Module, config: Config, device: str | torch.device) -> None:
-        self.config = config
-        self.device = choose_device(device) if isinstance(device, str) else device
-        self.precision = choose_precision(config.precision, self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.normalise = Normalise(config.mean, config.std).to(self.device)
-        self.flip_average = False
+    def from_model(cls, model: nn.Module, config: Config, device: torch.device, precision: torch.dtype) -> "Predictor":
+        """A predictor around a network that goes on changing, as in training; its BatchNorm is not folded."""
+        return cls({"config": config, "model": model}, device, precision=precision)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -107,13 +95,7 @@ class Predictor:
         return logits
 
     def __call__(self, image: Image) -> np.ndarray:
-        """The probability of pet at each pixel of an image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB, or the path of an image file.
-
-        Returns:
-            (H, W) float32, 0 to 1, at the image's own size.
+        """The probability of pet at each pixel of one image: (H, W) float32, 0 to 1, at the image's own size.
 
         Raises:
             UserError: the file cannot be read.
@@ -126,39 +108,43 @@ class Predictor:
             yield probs > 0.5
 
     def predict(self, images: Iterable[Image], batch_size: int = 8) -> Iterator[np.ndarray]:
-        """``__call__`` for many images, in order; no more than a batch of them is held in memory."""
-        batch: list[np.ndarray] = []
-        for image in images:
-            batch.append(image if isinstance(image, np.ndarray) else load_photo(Path(image)))
-            if len(batch) == batch_size:
-                yield from self._predict_batch(batch)
-                batch = []
-        if batch:
-            yield from self._predict_batch(batch)
-
-    def _predict_batch(self, images: list[np.ndarray]) -> Iterator[np.ndarray]:
-        size = self.config.image_size
-        stacked = np.stack([resize_image(image, size, size) for image in images])
-        pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
-        for image, logits in zip(images, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
-            yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid_().numpy()
+        """``__call__`` for many images, in order; they are read a batch at a time."""
+        images, size = iter(images), self.config.image_size
+        while batch := list(map(load_photo, islice(images, batch_size))):
+            stacked = np.stack([resize_image(image, size, size) for image in batch])
+            pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+            for image, logits in zip(batch, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
+                yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid_().numpy()
 
 
-def load_photo(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, as a viewer shows it."""
-    return np.ascontiguousarray(decode_photo(read_bytes(path), path)[..., :3])
+def load_photo(photo: Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, as a viewer shows it; an array is returned as it is."""
+    if isinstance(photo, np.ndarray):
+        return photo
+    return np.ascontiguousarray(decode_photo(read_bytes(Path(photo)), photo)[..., :3])
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(S, S) to (height, width), bilinear: the threshold comes after it, so that the outline is smooth at any size."""
+    """(S, S) to (height, width), bilinear; threshold afterwards, so that the outline is smooth at any size."""
     return cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """The same function in evaluation mode, each BatchNorm behind a convolution folded into that convolution's weights.
+def load_for_inference(network: str, weights: dict[str, Tensor], precision: torch.dtype) -> nn.Module:
+    """Build a network from its state dict, with BatchNorm folded and weights cast once instead of in every batch."""
+    model = build_network(network)
+    model.load_state_dict(weights)
+    model = fold_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            module.to(precision)
+    return model
 
-    A network that torch.fx cannot trace, because its control flow depends on values, or that uses a convolution twice
-    is returned as it is.
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """Fold each BatchNorm behind a convolution into that convolution's weights: the same function in evaluation mode.
+
+    A network is returned as it is if torch.fx cannot trace it (its control flow depends on values) or if it uses a
+    convolution twice.
     """
     from torch import fx
     from torch.fx.experimental.optimization import fuse

@@ -1,11 +1,11 @@
-"""A run's history file, and what people look at: curves, overlays, contact sheets, and the HTML page."""
+"""History files, curves, overlays, contact sheets, and the HTML page."""
 
 import base64
+import bisect
 import csv
 import io
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from plumbing.images import decode_image, decode_raw, resize_image
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageOps
 
-from evaluate import RESAMPLES, estimate
+from metrics import RESAMPLES, mean_ci
 from oxford_pet import image_path, trimap_path
 from recipes import RECIPES, Config
 from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight
 
-GREEN, BLACK, WHITE = (40, 200, 80), (0, 0, 0), (255, 255, 255)
-PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's groups, as fractions of the image
-FLAGS: dict[str, Callable[[dict[str, Any]], bool]] = {  # what the page calls odd in an image's row of the score file
+GREEN, WHITE, GREY = (40, 200, 80), (255, 255, 255), (225, 225, 225)
+PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's size groups, as fractions of the image
+IMAGE_TAGS: dict[str, Callable[[dict[str, Any]], bool]] = {  # by the image's row of the score file
     "empty prediction": lambda row: row["pred_fraction"] == 0,
     "whole image predicted": lambda row: row["pred_fraction"] > 0.98,
     "fragmented prediction": lambda row: row["largest_part"] < 0.9,
@@ -33,22 +34,22 @@ FLAGS: dict[str, Callable[[dict[str, Any]], bool]] = {  # what the page calls od
 
 
 def write_history(folder: Path, name: str, history: list[dict[str, float]]) -> None:
-    """Write ``<name>_history.csv``, and the reports' ``<name>_losses.npy`` and ``<name>_dice_scores.npy``.
+    """Write ``<name>_history.csv``.
 
     Args:
-        history: a dict of ``checkpoint.HISTORY_COLUMNS`` for each epoch, with ``train_dice`` if the recipe scores the
-            training images too. The arrays have one float64 per epoch.
+        history: a dict of ``checkpoint.HISTORY_COLUMNS`` for each epoch, and ``train_dice`` where it was scored.
     """
+    columns = dict.fromkeys(column for row in history for column in row)  # in order, each once
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="nan")
+    writer.writeheader()
+    writer.writerows(history)
     with atomic_write(folder / f"{name}_history.csv") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        columns = dict.fromkeys(column for row in history for column in row)  # in order, each once
-        writer = csv.DictWriter(text, columns, restval="nan")
-        writer.writeheader()
-        writer.writerows(history)
-        text.detach()  # flushes, and leaves the file open
+        file.write(text.getvalue().encode())
 
 
-def write_arrays(folder, name, history):
+def write_arrays(folder: Path, name: str, history: list[dict[str, float]]) -> None:
+    """Write report lab2's ``<name>_losses.npy`` and ``<name>_dice_scores.npy``: (epochs,) float64."""
     for suffix, column in (("losses", "train_loss"), ("dice_scores", "valid_dice")):
         with atomic_write(folder / f"{name}_{suffix}.npy") as file:
             np.save(file, np.array([row[column] for row in history], dtype=np.float64))
@@ -62,40 +63,42 @@ def read_history(path: Path) -> list[dict[str, float]]:
         return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
 
 
-def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Plot training and validation loss above, Dice below; a column for each run, with common scales.
+def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """The charts of Dice and loss over the epochs: a ``title``, and ``lines``, label to finite (epoch, value) points.
 
     Args:
-        runs: title to history.
-        path: the PNG file.
+        runs: name to history. One run has a line for training and one for validation; several have validation alone.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    charts = []
+    parts = {"valid": "validation", "train": "training"} if len(runs) == 1 else {"valid": None}
+    for title in ("Dice", "Loss"):
+        lines = {}
+        for (name, history), (part, label) in itertools.product(runs.items(), parts.items()):
+            points = [(row["epoch"], row.get(f"{part}_{title.lower()}", np.nan)) for row in history]
+            if points := [point for point in points if np.isfinite(point[1])]:
+                lines[label or name] = points
+        if lines:
+            charts.append({"title": title, "lines": lines})
+    return charts
+
+
+def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Plot the ``curves`` of each run, by its name, to a PNG: a column a run, with common scales."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.5 * len(runs), 7), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", sharey="row")
-    for column, (title, history) in enumerate(runs.items()):
-        epochs = [row["epoch"] for row in history]
-        marker = "o" if len(epochs) < 3 else None
-        losses, dice = axes[:, column]
-        for axis, kind in ((losses, "loss"), (dice, "dice")):
-            for part, label, colour in (("train", "training", "C0"), ("valid", "validation", "C1")):
-                values = [row.get(f"{part}_{kind}", np.nan) for row in history]
-                if not np.isnan(values).all():
-                    axis.plot(epochs, values, colour, label=label, marker=marker)
-            axis.grid(alpha=0.3)
+    for column, (name, history) in zip(axes.T, runs.items(), strict=True):
         best = max(history, key=lambda row: row["valid_dice"])
-        text = f"best {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}"
-        dice.annotate(text, (0.98, 0.04), xycoords="axes fraction", ha="right")
-        dice.plot(best["epoch"], best["valid_dice"], "C1o")
-        losses.set_title(title)
-        losses.legend()
-        dice.set_xlabel("epoch")
-        dice.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].set_ylabel("loss")
-    axes[1, 0].set_ylabel("Dice")
+        column[0].set_title(f"{name}\nbest Dice {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}")
+        for axis, chart in zip(column, curves({name: history}), strict=False):
+            for label, points in chart["lines"].items():
+                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 3 else None)
+            axis.set_ylabel(chart["title"])
+            axis.grid(alpha=0.3)
+            axis.legend()
+        column[1].set_xlabel("epoch")
+        column[1].xaxis.get_major_locator().set_params(integer=True)
     with atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png")
 
@@ -141,63 +144,37 @@ def draw_contact_sheet(
     Args:
         tiles: each tile's caption, and its images from left to right, (H, W, 3) uint8 RGB of any size.
         columns: tiles per row.
-        side: height and width in pixels of the square that each image is fitted into.
+        side: height and width in pixels of the square that each image is letterboxed to.
         labels: of a tile's images, written once above each column of them.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    from imutils import build_montages
-
-    drawn = []
-    for caption, images in tiles:
-        fitted = np.hstack([_fit(image, side) for image in images])
-        strip = _strip(fitted.shape[1], {4: caption})
-        drawn.append(cv2.copyMakeBorder(np.vstack((strip, fitted)), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=WHITE))
-    height, width = drawn[0].shape[:2]
-    sheet = build_montages(drawn, (width, height), (columns, -(-len(drawn) // columns)))[0]
-    if not labels:
-        return sheet
-    texts = {column * width + 6 + side * i: text for column in range(columns) for i, text in enumerate(labels)}
-    return np.vstack((_strip(sheet.shape[1], texts), sheet))
-
-
-def _strip(width: int, texts: dict[int, str]) -> np.ndarray:
-    """A white strip, (20, width, 3), with each text beginning at its column."""
-    strip = np.full((20, width, 3), WHITE, np.uint8)
-    for left, text in texts.items():
-        cv2.putText(strip, text, (left, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, BLACK, 1, cv2.LINE_AA)
-    return strip
-
-
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
-    """Letterbox an image: scaled to fit a square, its aspect ratio kept, on grey."""
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    square = np.full((side, side, 3), 225, np.uint8)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = image
-    return square
+    width, height, head = side * len(tiles[0][1]) + 4, side + 24, 20 if labels else 0
+    sheet = Image.new("RGB", (width * columns, head + height * -(-len(tiles) // columns)), "white")
+    for index, (caption, images) in enumerate(tiles):
+        tile = Image.new("RGB", (width, height), "white")  # of its own: it clips a long caption
+        ImageDraw.Draw(tile).text((4, 3), caption, "black", font_size=13)
+        for k, image in enumerate(images):
+            square = ImageOps.pad(Image.fromarray(image), (side, side), color=GREY)
+            tile.paste(square, (2 + side * k, 22))
+        sheet.paste(tile, (width * (index % columns), head + height * (index // columns)))
+    for column, (k, label) in itertools.product(range(columns), enumerate(labels)):
+        ImageDraw.Draw(sheet).text((width * column + side * k + 4, 3), label, "black", font_size=13)
+    return np.array(sheet)
 
 
 # ---------------------------------------------------------------------------------------------- the page
 
 
 def render_page(path: Path, title: str, **sections: Any) -> Path:
-    """Write an HTML page that needs no other file; ``report.html.jinja`` has a part for each section that is given."""
+    """Write a self-contained HTML page; ``report.html.jinja`` has a part for each section that is given."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     names = ("lead", "facts", "report", "curves", "tables", "histogram", "gallery", "is_live")
-    known = {"flags": list(FLAGS), "resamples": RESAMPLES, "versions_of": versions_of, "title": title}
+    known = {"tags": list(IMAGE_TAGS), "resamples": RESAMPLES, "versions_of": versions_of, "title": title}
     page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), **known, **sections})
     with atomic_write(path) as file:
         file.write(page.encode())
@@ -212,14 +189,14 @@ def write_run_page(
     Args:
         report: the score file's content.
         history: of the training; may be empty.
-        entries: of ``gallery_entry``, one an image.
+        entries: one ``gallery_entry`` an image.
     """
     dice = np.array([row["dice"] for row in report["per_image"]])
     mean = report["conventions"][report["boundary"]]["model"]["dice"]
     lead = (
         f"Mean Dice {mean['mean']:.4f}, 95% interval {mean['low']:.4f} to {mean['high']:.4f}, over "
-        f"{plural(len(dice), 'image')} of the {report['split']} split. Half of the images are above "
-        f"{np.median(dice):.3f}; a tenth are below {np.percentile(dice, 10):.3f}."
+        f"{plural(len(dice), 'image')} of the {report['split']} split. Median {np.median(dice):.3f}, 10th percentile "
+        f"{np.percentile(dice, 10):.3f}."
     )
     note = "The worst are kept at up to 320 pixels, the others at up to 96."
     return render_page(
@@ -245,85 +222,58 @@ def changed_from_default(config: Config) -> str:
 
 
 def training_facts(config: Config, trained: dict[str, Any]) -> dict[str, str]:
-    """What the page says of a training, label to text; of ``trained`` weights alone, which tell nothing, the network.
-
-    Args:
-        trained: what ``provenance`` of checkpoint.py gives, or None under each of its keys.
-    """
+    """Facts for the page, label to text. ``trained`` is a ``checkpoint.provenance()``, all None for bare weights."""
+    facts = {"network": config.network}
     if trained["versions"] is None:
-        return {"network": config.network}
-    return {
-        "network": config.network,
-        "recipe": changed_from_default(config),
-        "seed": str(config.seed),
-        "trained by": trained["command"],
-        "trained with": versions_of(trained),
-    }
+        return facts
+    recipe = {"recipe": changed_from_default(config), "seed": str(config.seed)}
+    return facts | recipe | {"trained by": trained["command"], "trained with": versions_of(trained)}
 
 
 def versions_of(source: dict[str, Any]) -> str:
-    """Versions and commit of what ``provenance`` of checkpoint.py gives: ``torch 2.15.0; commit 0123abc``."""
-    return (
-        ", ".join(f"{name} {version}" for name, version in source["versions"].items()) + f"; commit {source['commit']}"
-    )
-
-
-def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """The page's charts: Dice, and loss, over the epochs; a line for each run and column, as (epoch, value) points."""
-    charts = []
-    parts = {"valid": "validation", "train": "training"} if len(runs) == 1 else {"valid": None}
-    for title in ("Dice", "Loss"):
-        lines = {}
-        for (name, history), (part, label) in itertools.product(runs.items(), parts.items()):
-            points = [(row["epoch"], row.get(f"{part}_{title.lower()}", np.nan)) for row in history]
-            if points := [point for point in points if np.isfinite(point[1])]:
-                lines[label or name] = points
-        if lines:
-            charts.append({"title": title, "lines": lines})
-    return charts
+    """Versions and commit of ``checkpoint.provenance()``: ``torch 2.15.0; commit 0123abc``."""
+    versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
+    return f"{versions}; commit {source['commit']}"
 
 
 def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The page's tables of Dice by the pet's size, by flag, and by species and breed where the lists tell them."""
-    tables = []
-
-    def add(title: str, note: str, groups: dict[str, Callable[[dict[str, Any]], bool]], lowest_first: bool) -> None:
-        dice = {name: np.array([row["dice"] for row in rows if belongs(row)]) for name, belongs in groups.items()}
-        found = [[name, len(values), estimate(values)] for name, values in dice.items() if len(values)]
-        if lowest_first:
-            found.sort(key=lambda row: row[2]["mean"])
-        if found:
-            head = ["group", "images", "mean Dice"]
-            tables.append({"title": f"Dice {title}", "note": note, "head": head, "rows": found, "axis": []})
-
-    def is_between(low: float, high: float, row: dict[str, Any]) -> bool:
-        return not row["empty_target"] and (low < row["target_fraction"] <= high or row["target_fraction"] == low == 0)
-
-    sizes = {f"{low:.0%} to {high:.0%}": partial(is_between, low, high) for low, high in itertools.pairwise(PET_SIZES)}
-    add("by the pet's size", "The pet's part of the image; without the targets that show no pet.", sizes, False)
-    add(
-        "by flag",
-        "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
-        "part. Where the target shows no pet, an empty prediction scores 1, any other 0.",
-        FLAGS | {"none of these": lambda row: not any(holds(row) for holds in FLAGS.values())},
-        False,
-    )
-    for key, title in (("species", "of cats and dogs"), ("breed", "by breed")):
+    """Tables of a score file's Dice by pet size and tag, and by species and breed if ``list.txt`` gives them."""
+    sizes: dict[str, list[float]] = {f"{low:.0%} to {high:.0%}": [] for low, high in itertools.pairwise(PET_SIZES)}
+    tags: dict[str, list[float]] = {tag: [] for tag in (*IMAGE_TAGS, "none of these")}
+    for row in rows:
+        if not row["empty_target"]:
+            list(sizes.values())[bisect.bisect_left(PET_SIZES[1:], row["target_fraction"])].append(row["dice"])
+        for tag in [tag for tag, holds in IMAGE_TAGS.items() if holds(row)] or ["none of these"]:
+            tags[tag].append(row["dice"])
+    tables = [
+        _dice_table("by pet size", "The pet's fraction of the image. Targets without a pet are left out.", sizes),
+        _dice_table(
+            "by tag",
+            "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
+            "part. If the target has no pet, an empty prediction scores 1, any other 0.",
+            tags,
+        ),
+    ]
+    for key, title in (("species", "by species"), ("breed", "by breed")):
         names = dict.fromkeys(row[key] for row in rows if key in row)
-        groups = {name: lambda row, key=key, name=name: row.get(key) == name for name in names}
-        add(title, "Lowest mean first.", groups, True)
-    return tables
+        groups = {name: [row["dice"] for row in rows if row.get(key) == name] for name in names}
+        groups = dict(sorted(groups.items(), key=lambda group: np.mean(group[1])))
+        tables.append(_dice_table(title, "Lowest mean first.", groups))
+    return [table for table in tables if table["rows"]]
 
 
-def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, boundary: str, side: int = 96) -> dict[str, Any]:
-    """An image and its map, shrunk and encoded for the page.
+def _dice_table(title: str, note: str, groups: dict[str, list[float]]) -> dict[str, Any]:
+    rows = [[name, len(dice), mean_ci(np.array(dice))] for name, dice in groups.items() if dice]
+    return {"title": f"Dice {title}", "note": note, "head": ["group", "images", "mean Dice"], "rows": rows}
+
+
+def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, boundary: str, side: int = 96) -> dict[str, str]:
+    """Shrink and encode an image and its masks for the page.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        trimap: (H, W) uint8.
-        mask: (H, W) bool, the prediction.
-        boundary: what the trimap's boundary counts as.
-        side: the longer one's pixels at most.
+        image, trimap, mask: as ``read_prediction`` returns them.
+        boundary: the boundary convention.
+        side: the longer side in pixels, at most.
 
     Returns:
         ``image`` (JPEG) and ``map`` (lossless WebP), both in base64. The map is 32 times the sum of 1 (predicted), 2
@@ -332,29 +282,22 @@ def thumbnail(image: np.ndarray, trimap: np.ndarray, mask: np.ndarray, boundary:
     scale = min(1.0, side / max(image.shape[:2]))
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     small = cv2.cvtColor(resize_image(image, height, width), cv2.COLOR_RGB2BGR)
-    pixels = torch.from_numpy(resize_trimap(trimap, height, width))
-    target, weight = target_and_weight(pixels, boundary)
+    target, weight = target_and_weight(torch.from_numpy(resize_trimap(trimap, height, width)), boundary)
     pred = resize_trimap(mask.astype(np.uint8), height, width)
     bits = 32 * (pred + 2 * target.numpy() + 4 * ~weight.numpy())
     quality = [cv2.IMWRITE_JPEG_QUALITY, 65 if side < 200 else 80, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
-    encoded = cv2.imencode(".jpg", small, quality)[1], cv2.imencode(".webp", bits.astype(np.uint8), lossless)[1]
-    return dict(zip(("image", "map"), (base64.b64encode(data).decode() for data in encoded), strict=True))
+    jpeg = cv2.imencode(".jpg", small, quality)[1]
+    webp = cv2.imencode(".webp", bits.astype(np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 101])[1]  # above 100: lossless
+    return {"image": base64.b64encode(jpeg).decode(), "map": base64.b64encode(webp).decode()}
 
 
 def gallery_entry(row: dict[str, Any], thumbnails: Sequence[dict[str, Any]], dice: list[float]) -> dict[str, Any]:
-    """An image of the page's gallery.
-
-    Args:
-        row: of the score file.
-        thumbnails: of each run; the first one's image is shown.
-        dice: of each run.
-    """
+    """An image of the page's gallery, from its row of the score file, and each run's thumbnail and Dice."""
     return {
         "name": row["name"],
         "breed": row.get("breed", ""),
         "size": round(row["target_fraction"], 4),
-        "flags": [number for number, holds in enumerate(FLAGS.values()) if holds(row)],
+        "tags": [number for number, holds in enumerate(IMAGE_TAGS.values()) if holds(row)],
         "dice": [round(value, 4) for value in dice],
         "image": thumbnails[0]["image"],
         "maps": [one["map"] for one in thumbnails],

@@ -9,9 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from plumbing import cli, ranks
 from plumbing.cli import PRECISIONS, ArgumentParser, UserError, choose_precision, run_script
@@ -30,7 +29,7 @@ from metrics import evaluate
 from models import build_network, network_names
 from oxford_pet import DATASET, Split, download, find_root, images_and_trimaps, load_split, training_data_path
 from predictor import Predictor
-from recipes import RECIPES, Config
+from recipes import RECIPES, Config, resolve_config
 from run import Run, print_data, print_end, print_epoch, print_plan
 from trimap import BOUNDARIES, target_and_weight
 
@@ -262,35 +261,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def choose_config(
-    network: str, typed: dict[str, Any], start: dict[str, Any] | None = None, exactly: bool = False
-) -> Config:
-    """The run's config: a typed value precedes the checkpoint's, that precedes the recipe's.
-
-    Args:
-        typed: fields of Config.
-        start: the checkpoint of the run that goes on; None for a new run.
-        exactly: the run is resumed.
-
-    Raises:
-        UserError: what was typed contradicts the run.
-    """
-    if start is None:
-        return replace(RECIPES[typed.get("recipe", "default")](network), **typed)
-    old: Config = start["config"]
-    if old.network not in (network, RECIPES.get(old.recipe, Config)(network).network):
-        raise UserError(f"the run holds the network {old.network}, not what --model {network} stands for")
-    fixed = typed.keys() - {"stop_at_dice"} if exactly else typed.keys() & {"recipe", "image_size", "boundary", "limit"}
-    changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
-    if changed:
-        values = ", ".join(f"--{key} changed from {getattr(old, key)} to {typed[key]}" for key in changed)
-        raise UserError(
-            f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or start a new run from the "
-            "weights: --init_from FILE.pth --name NEW"
-        )
-    return replace(old, **typed)
-
-
 def find_data(typed: Path | None, known: str | None) -> Path:
     """The data set's folder: the typed one, the one that the run was trained on, or the default, downloaded."""
     if typed is None and known is not None:
@@ -314,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         start = which and ranks.broadcast(lambda: load_checkpoint(checkpoint_path(args.save_path, args.name, which)))
         if not start and not args.overwrite:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
-        config = choose_config(args.model, args.typed, start, exactly)
+        config = resolve_config(args.model, args.typed, start, exactly)
         wanted = config.precision
         if exactly:
             wanted = start.get("training", {}).get("precision", wanted)

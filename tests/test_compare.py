@@ -1,4 +1,4 @@
-"""compare.py: what is compared, what is refused, and what is called a difference."""
+"""compare.py: what is compared, what is refused, and the verdicts."""
 
 import json
 from collections.abc import Callable
@@ -14,38 +14,33 @@ from PIL import Image
 import compare
 import evaluate
 import inference
-from evaluate import difference, estimate
+from metrics import mean_ci, paired_difference_ci
 
 Write = Callable[..., None]
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write the score file of a run: its images' Dice, and entries that differ from the usual ones."""
+    """Write the score file of a run, from its images' Dice and the entries that differ from the usual ones."""
     monkeypatch.setattr(compare, "OUTPUTS", tmp_path / "outputs")
 
-    def call(name: str, dice: np.ndarray, split: str = "test", **other: object) -> None:
+    def call(name: str, dice: np.ndarray, **other: object) -> None:
         rows = [{"name": f"pet_{k}", "dice": value, "dice_original": value} for k, value in enumerate(dice.tolist())]
-        report = {"name": name, "split": split, "boundary": "pet", "image_size": 32, "fingerprint": "f", "iou": 0.5}
-        seed = int(name.partition("-seed")[2] or 0)
-        report |= {
-            "flip_average": False,
-            "config": {"seed": seed, "epochs": 5},
-            "conventions": {},
-            "dice": dice.mean(),
-            "images": len(dice),
-            "data_path": "nowhere",
-        }
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        content = report | {"per_image": rows} | other
-        (folder / f"{name}_{split}_scores.json").write_text(json.dumps(content))
+        report = {"name": name, "split": "test", "boundary": "pet", "image_size": 32, "fingerprint": "f", "iou": 0.5}
+        report |= {"flip_average": False, "dice": dice.mean(), "images": len(dice), "data_path": "nowhere"}
+        report |= {"config": {"seed": int(name.partition("-seed")[2] or 0), "epochs": 5}, "per_image": rows}
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / f"{name}_test_scores.json").write_text(json.dumps(report | other))
 
     return call
 
 
 def run(tmp_path: Path, *flags: str) -> None:
     compare.main([*flags, "--save_path", str(tmp_path)])
+
+
+def read_result(tmp_path: Path, stem: str) -> dict:
+    return json.loads((tmp_path / "outputs" / "compare" / f"{stem}.json").read_text())
 
 
 def test_seeds_are_grouped_and_pairs_have_a_verdict(
@@ -60,46 +55,35 @@ def test_seeds_are_grouped_and_pairs_have_a_verdict(
     for name, values in dice.items():
         write(name, values)
     run(tmp_path, "R", "U", "V")  # R has no run of its own: its seeds
-    result = json.loads((tmp_path / "outputs" / "compare" / "R_U_V_test.json").read_text())
+    result = read_result(tmp_path, "R_U_V_test")
     mean = (dice["R-seed0"] + dice["R-seed1"]) / 2
-    system = result["systems"]["R"]
-    assert system["runs"] == ["R-seed0", "R-seed1"]
-    assert system["dice"] == estimate(mean)
-    assert system["std"] == pytest.approx(abs(dice["R-seed0"].mean() - dice["R-seed1"].mean()) / 2**0.5)
-    assert result["systems"]["U"]["std"] is None
+    group = result["groups"]["R"]
+    assert group["runs"] == ["R-seed0", "R-seed1"]
+    assert group["dice"] == mean_ci(mean)
+    assert group["std"] == pytest.approx(abs(dice["R-seed0"].mean() - dice["R-seed1"].mean()) / 2**0.5)
+    assert result["groups"]["U"]["std"] is None
     pairs = {(pair.pop("a"), pair.pop("b")): pair for pair in result["pairs"]}
-    assert pairs["R", "V"] == difference(mean, dice["V"])
-    assert [pairs[pair]["called"] for pair in (("R", "U"), ("R", "V"), ("U", "V"))] == ["none", "above", "above"]
+    assert pairs["R", "V"] == paired_difference_ci(mean, dice["V"])
+    assert [pairs[pair]["verdict"] for pair in (("R", "U"), ("R", "V"), ("U", "V"))] == ["none", "above", "above"]
     out = capsys.readouterr().out
     text = (tmp_path / "outputs" / "compare" / "R_U_V_test.txt").read_text()
     assert text in out
-    assert f"R       2      {system['std']:.4f}          0.5000  {system['dice']['mean']:.4f} (" in text
+    assert f"R    2      {group['std']:.4f}          0.5000  {group['dice']['mean']:.4f} (" in text
     page = (tmp_path / "outputs" / "compare" / "R_U_V_test.html").read_text()
-    assert "R less U" in page
-    assert '<script type="application/json"' not in page  # no masks are there
-    assert "does not show U" in out
+    for written in (text, page):
+        assert "U - V" in written
+        assert "U better" in written
+    assert "does not show U" in out  # no masks are there
 
 
-@pytest.mark.parametrize("typed", [["R"], ["R", "R-seed2"], ["R-seed10", "R", "R"], ["R-seed2", "R-seed10"]])
+@pytest.mark.parametrize("typed", [["R"], ["R", "R-seed2"], ["R-seed10", "R", "R"]])
 def test_one_run_of_many_seeds_is_enough_and_each_counts_once(write: Write, tmp_path: Path, typed: list[str]) -> None:
     for seed, dice in ((2, 0.5), (10, 0.6)):
         write(f"R-seed{seed}", np.full(8, dice))
     run(tmp_path, *typed)
-    result = json.loads((tmp_path / "outputs" / "compare" / "R_test.json").read_text())
-    assert (result["systems"]["R"]["dice"]["mean"], result["pairs"]) == (pytest.approx(0.55), [])
-    assert sorted(result["systems"]["R"]["runs"], key=len) == ["R-seed2", "R-seed10"]
-    assert result["systems"]["R"]["std"] == pytest.approx(0.1 / 2**0.5)
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [({"seed": 0, "epochs": 5}, "differ in nothing"), ({"seed": 1, "epochs": 9}, "differ in seed, epochs")],
-)
-def test_seeds_differ_in_the_seed_alone(write: Write, tmp_path: Path, config: dict[str, int], said: str) -> None:
-    write("R-seed0", np.full(8, 0.5))
-    write("R-seed1", np.full(8, 0.5), config=config)
-    with pytest.raises(UserError, match=f"R-seed0 and R-seed1 cannot be two seeds of R: they {said}"):
-        run(tmp_path, "R")
+    result = read_result(tmp_path, "R_test")
+    assert (result["groups"]["R"]["dice"]["mean"], result["pairs"]) == (pytest.approx(0.55), [])
+    assert sorted(result["groups"]["R"]["runs"], key=len) == ["R-seed2", "R-seed10"]
 
 
 def test_a_mistyped_or_single_name_is_answered_with_what_is_there(write: Write, tmp_path: Path) -> None:
@@ -108,46 +92,37 @@ def test_a_mistyped_or_single_name_is_answered_with_what_is_there(write: Write, 
     for typed in (["R", "r"], ["Old-seed", "R"], ["R", "R-seed7"]):
         with pytest.raises(UserError, match=r"no run \S+ in .*; there are Old-seed3, R, R-seed0$"):
             run(tmp_path, *typed)
-    for typed in (["R"], ["R", "R"], ["Old"]):
-        with pytest.raises(UserError, match=r"it takes two runs, or one with seeds, and here is \S+ alone"):
+    for typed in (["R", "R"], ["Old"]):
+        with pytest.raises(UserError, match=r"only one run, \S+: name two runs"):
             run(tmp_path, *typed)
-    with pytest.raises(UserError, match="there are none"):
-        run(tmp_path / "nowhere", "R", "U")
 
 
-def test_scores_with_flips_are_compared_by_their_flag(
-    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_scores_with_flips_are_compared_by_their_flag(write: Write, tmp_path: Path) -> None:
     for name, dice in (("R", 0.5), ("U", 0.7)):
         write(name, np.full(8, dice), flip_average=True)
         (tmp_path / name / f"{name}_test_scores.json").rename(tmp_path / name / f"{name}_test_scores_flip.json")
         write(name, np.full(8, 0.1))
     run(tmp_path, "R", "U", "--flip_average")
-    assert "boundary counted as pet, flips averaged." in capsys.readouterr().out
-    result = json.loads((tmp_path / "outputs" / "compare" / "R_U_test_flip.json").read_text())
-    assert (result["flip_average"], result["systems"]["U"]["dice"]["mean"]) == (True, pytest.approx(0.7))
-    (tmp_path / "U" / "U_test_scores_flip.json").unlink()
-    with pytest.raises(UserError, match=r"evaluate.py --name U --split test --flip_average --save_path "):
-        run(tmp_path, "R", "U", "--flip_average")
+    result = read_result(tmp_path, "R_U_test_flip")
+    assert (result["flip_average"], result["groups"]["U"]["dice"]["mean"]) == (True, pytest.approx(0.7))
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("name", "other", "said"),
     [
-        ({"fingerprint": "g"}, r"R and U cannot be compared: data \(fingerprint\) f and g"),
-        ({"boundary": "ignore"}, "R and U cannot be compared: boundary pet and ignore"),
-        ({"image_size": 64}, "R and U cannot be compared: image size 32 and 64"),
-        ({"flip_average": True}, "R and U cannot be compared: flip average False and True"),
-        ({"split": "valid"}, "R and U cannot be compared: split test and valid"),
+        ("U", {"fingerprint": "g"}, "cannot compare R and U: fingerprint f and g"),
+        ("U", {"boundary": "ignore"}, "cannot compare R and U: boundary pet and ignore"),
+        ("R-seed1", {"config": {"seed": 0, "epochs": 5}}, "R and R-seed1 are not two seeds .* they differ in nothing"),
+        ("R-seed1", {"config": {"seed": 1, "epochs": 9}}, "not two seeds .* they differ in seed, epochs"),
     ],
 )
-def test_what_is_not_alike_is_refused(write: Write, tmp_path: Path, other: dict[str, object], said: str) -> None:
+def test_runs_that_cannot_be_compared_are_refused(
+    write: Write, tmp_path: Path, name: str, other: dict[str, object], said: str
+) -> None:
     write("R", np.full(5, 0.5))
-    path = tmp_path / "U" / "U_test_scores.json"
-    write("U", np.full(5, 0.5))
-    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    write(name, np.full(5, 0.5), **other)
     with pytest.raises(UserError, match=said):
-        run(tmp_path, "R", "U")
+        run(tmp_path, "R", name)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -158,12 +133,11 @@ def test_missing_scores_are_answered_with_the_command(write: Write, tmp_path: Pa
         UserError, match=r"\(No such file or directory\).*evaluate.py --name U --split test --save_path "
     ):
         run(tmp_path, "R", "U")
-    with pytest.raises(UserError, match=r"evaluate.py --name R --split valid --save_path "):
-        run(tmp_path, "R", "U", "--split", "valid")
-    for content, said in (('{"dice": 0.5}', "earlier version"), ("null", "NoneType"), ("{", "Expecting")):
-        (tmp_path / "R" / "R_test_scores.json").write_text(content)
-        with pytest.raises(UserError, match=rf"{said}.*evaluate.py --name R"):
-            run(tmp_path, "R", "U")
+    (tmp_path / "R" / "R_test_scores.json").write_text("{")
+    with pytest.raises(UserError, match=r"Expecting.*evaluate.py --name R --split test"):
+        run(tmp_path, "R", "U")
+    with pytest.raises(UserError, match=r"evaluate.py --name R --split valid --flip_average --save_path "):
+        run(tmp_path, "R", "U", "--split", "valid", "--flip_average")
 
 
 def test_the_page_shows_where_two_trained_runs_differ_most(
@@ -175,28 +149,23 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
     for name, epochs in (("R-seed0", 1), ("U", 4)):
         run_train("--name", name, "--epochs", epochs, "--learning_rate", 0.05)
         inference.main(["--name", name, "--save_path", str(tmp_path)])
+        evaluate.main(["--name", name, "--save_path", str(tmp_path)])
         reports.append(json.loads((tmp_path / name / f"{name}_test_scores.json").read_text())["per_image"])
     run(tmp_path, "R", "U")
     page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert data["runs"] == ["R", "U"]
-    assert "The Dice is the mean over the seeds; the predictions are those of R-seed0, U." in page
     spread = {row["name"]: abs(row["dice"] - other["dice"]) for row, other in zip(*reports, strict=True)}
     assert [entry["name"] for entry in data["entries"]] == sorted(spread, key=lambda name: -spread[name])
     assert all(len(entry["maps"]) == 2 for entry in data["entries"])
     assert page.count("<polyline") == 4  # Dice and loss of both
     capsys.readouterr()
+    run(tmp_path, "R", "U", "--split", "valid")
+    assert "masks" not in capsys.readouterr().out  # only those of the test split are on the disk
 
     worst = tmp_path / "outputs" / "U" / f"{data['entries'][0]['name']}_mask.png"
     worst.write_bytes((tmp_path / "outputs" / "R-seed0" / worst.name).read_bytes())  # of another run
     Image.new("L", (7, 5)).save(tmp_path / "outputs" / "R-seed0" / worst.name)  # of the same data at another size
     run(tmp_path, "R", "U")
     assert capsys.readouterr().out.count("another prediction of ") == 2
-    page = (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()
-    assert '<script type="application/json"' not in page
-
-    evaluate.main(["--name", "R-seed0", "--save_path", str(tmp_path)])
-    evaluate.main(["--name", "U", "--save_path", str(tmp_path)])
-    capsys.readouterr()
-    run(tmp_path, "R", "U", "--split", "valid")
-    assert "masks" not in capsys.readouterr().out  # of the test split alone
+    assert '<script type="application/json"' not in (tmp_path / "outputs" / "compare" / "R_U_test.html").read_text()

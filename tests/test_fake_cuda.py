@@ -85,7 +85,6 @@ def copy_tensor(tensor: Tensor, memo: dict[int, object]) -> Tensor:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     """Everything in the test is on fake tensors; ``backward()`` gives gradients of the parameters' layout."""
     for owner, name, value in (
-        (torch.cuda, "get_device_capability", lambda _: (8, 0)),
         (torch.cuda, "is_bf16_supported", lambda: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (nn.Module, "_apply", replace_tensors),

@@ -2,7 +2,8 @@
 
 import copy
 import re
-from itertools import islice
+from functools import cache
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from losses import bce_dice_loss
 from models import ALIASES, NETWORKS, build_network, count_parameters, network_names
 from models.blocks import pad_to_multiple
-from models.resnet34_unet import ResNet34Encoder, Up, smooth
+from models.resnet34_unet import ResNet34Encoder, smooth
 from models.segformer import SegFormer
 from models.unet_plus_plus import UNetPlusPlus
 from predictor import fold_batchnorm
@@ -58,13 +59,6 @@ def test_an_image_is_padded_evenly_and_its_logits_cut_out_again(model: nn.Module
         logits, expected = model(images), model(padded)[..., rows, columns]
     inside = (..., slice(8, -8), slice(8, -8))  # a network of stride 2 does not pad: it differs at the border
     torch.testing.assert_close(logits[inside], expected[inside], rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-
-
-def test_images_of_a_batch_are_independent(model: nn.Module) -> None:
-    images = torch.randn(2, 3, 32, 64)
-    with torch.inference_mode():
-        together, alone = model(images), torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5 * alone.abs().max().item())
 
 
 def test_a_gradient_reaches_every_parameter_and_lowers_the_loss(model: nn.Module) -> None:
@@ -195,56 +189,28 @@ def test_convolutions_start_as_in_he_et_al() -> None:
 # ---------------------------------------------------------------------------------------------- UNet++
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_the_nodes_of_unet_plus_plus_are_those_of_figure_1(training: bool) -> None:
-    model = UNetPlusPlus().train(training)
-    node: dict[int, tuple[int, int]] = {}  # the indices (i, j) of a node by the id of its output
-    kept: list[object] = []  # so that no id is used twice
-
-    def after_encoder(_: nn.Module, __: object, features: list[Tensor]) -> None:
-        kept.extend(features)
-        node.update({id(one): (i, 0) for i, one in enumerate(features)})
-
-    def after_node(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        (i, j), *skips = (node[id(one)] for one in inputs)
-        assert skips == [(i - 1, k) for k in range(j + 1)]
-        assert output.shape[-1] == 64 / 2**i
-        kept.append(output)
-        node[id(output)] = (i - 1, j + 1)
-
-    model.encoder.register_forward_hook(after_encoder)
-    for module in model.modules():
-        if isinstance(module, Up):
-            module.register_forward_hook(after_node)
-    heads = []
-    for head in model.heads:
-        head.register_forward_pre_hook(lambda _, inputs: heads.append(node[id(inputs[0])]))
-    with torch.no_grad():
-        outputs = model(torch.randn(2, 3, 64, 64))
-    assert sorted(node.values()) == [(i, j) for i in range(5) for j in range(5 - i)]
-    assert heads == [(0, 1), (0, 2), (0, 3), (0, 4)]
-    assert isinstance(outputs, list) == training
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_unet_plus_plus_is_pruned_to_a_depth(depth: int) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_unet_plus_plus_is_that_of_figure_1_pruned_to_a_depth(depth: int, training: bool) -> None:
     torch.manual_seed(0)
-    whole, pruned = shake_norms(UNetPlusPlus()).eval(), UNetPlusPlus(depth).eval()
-    pruned.load_state_dict(whole.state_dict())
-    found, images, used = [], torch.randn(1, 3, 64, 96), set()
-    for head in whole.heads:
-        head.register_forward_hook(lambda _, __, logits: found.append(logits))
-    for name, module in pruned.named_modules():
-        module.register_forward_hook(lambda *_, name=name: used.add(name))
-    with torch.inference_mode():
-        whole(images)
-        expected, logits = smooth(torch.stack(found[:depth]).mean(0)), pruned(images)
-    assert len(found) == 4
-    torch.testing.assert_close(logits, expected)
-    assert sum(isinstance(module, Up) and name in used for name, module in pruned.named_modules()) == {
-        1: 1, 2: 3, 3: 6, 4: 10
-    }[depth]  # fmt: skip
-    assert [f"encoder.stages.{index}" in used for index in range(4)] == [index < depth for index in range(4)]
+    model, used, images = shake_norms(UNetPlusPlus(depth)).train(training), [], torch.randn(2, 3, 64, 96)
+
+    @cache
+    def node(i: int, j: int) -> Tensor:  # X^{i,j} of the paper's equation 1
+        return model.rows[i][j - 1](node(i + 1, j - 1), *(node(i, k) for k in range(j))) if j else features[i]
+
+    with torch.no_grad():
+        features = model.encoder(images)
+        expected = [head(node(0, j)) for j, head in enumerate(model.heads, start=1)]
+        for module in chain(model.encoder.stages, *model.rows):
+            module.register_forward_hook(lambda *_: used.append(1))
+        outputs = model(images)
+    assert [features[i].shape[-1] for i in range(5)] == [48, 24, 12, 6, 3]
+    if training:
+        torch.testing.assert_close(outputs, expected)
+    else:
+        torch.testing.assert_close(outputs, smooth(torch.stack(expected[:depth]).mean(0)))
+        assert len(used) == depth + depth * (depth + 1) // 2  # stages of the encoder, nodes
 
 
 def test_unet_plus_plus_has_no_other_depth() -> None:

@@ -1,4 +1,4 @@
-"""photos.py and ``inference.py --input``: any photo in, masks and cut-outs at its own size out."""
+"""photos.py and ``inference.py --input``: photos of any format in, masks and cut-outs at their own size out."""
 
 import io
 import subprocess
@@ -62,23 +62,21 @@ def read(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "flags"),
+    ("name", "mode"),
     [
-        ("grey.png", "L", {}),
-        ("cmyk.jpg", "CMYK", {}),
-        ("palette.gif", "P", {}),
-        ("palette.png", "P", {}),
-        ("alpha.png", "RGBA", {}),
-        ("sixteen.png", "I;16", {}),
-        ("photo.webp", "RGB", {}),
-        ("photo.tiff", "RGB", {}),
-        ("photo.bmp", "RGB", {}),
-        ("upright.jpg", "RGB", {"exif": 6}),
-        ("a b'c\".png", "RGB", {}),
-        ("猫.png", "RGB", {}),
+        ("grey.png", "L"),
+        ("cmyk.jpg", "CMYK"),
+        ("palette.gif", "P"),
+        ("alpha.png", "RGBA"),
+        ("sixteen.png", "I;16"),
+        ("photo.webp", "RGB"),
+        ("photo.tiff", "RGB"),
+        ("photo.bmp", "RGB"),
+        ("a b'c\".png", "RGB"),
+        ("猫.png", "RGB"),
     ],
 )
-def test_any_photo_gives_results_at_its_own_size(run: Path, tmp_path: Path, name: str, mode: str, flags: dict) -> None:
+def test_any_photo_gives_results_at_its_own_size(run: Path, tmp_path: Path, name: str, mode: str) -> None:
     image = red_box(90, 50)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) << 8)
@@ -86,21 +84,25 @@ def test_any_photo_gives_results_at_its_own_size(run: Path, tmp_path: Path, name
         image = image.quantize(4)
     elif mode != "RGB":
         image = image.convert(mode)
-    exif = Image.Exif()
-    if "exif" in flags:
-        exif[0x0112] = flags["exif"]  # stored lying, shown upright
-    image.save(tmp_path / name, **({"exif": exif} if "exif" in flags else {}))
+    image.save(tmp_path / name)
     cut(run, "--input", tmp_path / name)
     stem = Path(name).stem
     mask, cutout = read(tmp_path / "out" / f"{stem}_mask.png"), read(tmp_path / "out" / f"{stem}_cutout.png")
-    shape = (90, 50) if "exif" in flags else (50, 90)
-    assert mask.shape == shape
-    assert cutout.shape == (*shape, 4)
+    assert mask.shape == (50, 90)
+    assert cutout.shape == (50, 90, 4)
     assert set(np.unique(mask)) <= {0, 255}
     if mode not in ("L", "I;16"):  # which have no red
-        rotated = np.rot90(np.asarray(red_box(90, 50)), -1) if "exif" in flags else np.asarray(red_box(90, 50))
-        assert ((mask > 0) == (rotated[..., 0] > 200)).mean() > 0.94  # the edges: 64 pixels are enlarged
+        assert ((mask > 0) == (np.asarray(red_box(90, 50))[..., 0] > 200)).mean() > 0.94  # the mask is enlarged from 64
         assert abs(cutout[mask > 0][:, 0].astype(int).mean() - 230) < 15
+
+
+def test_the_exif_rotation_is_applied(run: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown upright
+    red_box(90, 50).save(tmp_path / "upright.jpg", exif=exif)
+    cut(run, "--input", tmp_path / "upright.jpg")
+    expected = np.rot90(np.asarray(red_box(90, 50)), -1)[..., 0] > 200
+    assert ((read(tmp_path / "out" / "upright_mask.png") > 0) == expected).mean() > 0.94
 
 
 def test_a_cut_out_has_a_soft_edge_and_no_colour_of_the_background() -> None:
@@ -111,11 +113,10 @@ def test_a_cut_out_has_a_soft_edge_and_no_colour_of_the_background() -> None:
     rgba[mask, :3] = (200, 100, 0)
     rgba[14:46, 14] = rgba[14:46, 45] = (100, 50, 128, 255)  # mixed by the camera
     result = cut_out(rgba, mask)
-    assert set(np.unique(result[..., 3])) - {0, 255}
     assert (result[20:40, 20:40, 3] == 255).all()
     assert (result[:10] == 0).all()
     soft = (result[..., 3] > 0) & (result[..., 3] < 255)
-    assert soft.sum() < 4 * 34 * 4  # a pixel or two
+    assert 0 < soft.sum() < 4 * 34 * 4  # a pixel or two
     assert result[soft][:, 2].max() <= 1  # no blue
 
 
@@ -128,17 +129,19 @@ def test_a_folder_is_mirrored_and_shared_stems_keep_their_endings(run: Path, tmp
     cut(run, "--input", folder, "--recursive", "--write", "mask")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
     assert found == {"a.png_mask.png", "a.jpg_mask.png", "b_mask.png", "deep/c_mask.png"}
+
+
+def test_inputs_that_name_no_photo_or_one_name_twice_are_refused(tmp_path: Path) -> None:
     options = PhotoOptions(tmp_path / "out")
-    assert [photo.file.name for photo in find_photos([str(folder / "*.jpg")], options)] == ["a.jpg"]
-    assert len(find_photos([str(folder)], options)) == 3
-    for wrong in ("nothing.jpg", str(folder / "*.gif")):
-        with pytest.raises(UserError, match="no such file"):
-            find_photos([wrong], options)
-    twins = find_photos([str(folder / "b.png"), str(folder / "deep" / "c.png")], options)
-    assert [str(photo.target) for photo in twins] == ["b", "c"]
-    red_box(40, 40).save(folder / "deep" / "b.png")
-    twins = find_photos([str(folder / "b.png"), str(folder / "deep" / "b.png")], options)
-    assert [str(photo.target) for photo in twins] == ["in/b", "deep/b"]
+    for file in ("a/p.png", "b/p.png", "a/q.jpg", "c/notes.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert [photo.file.name for photo in find_photos([str(tmp_path / "*" / "*.jpg")], options)] == ["q.jpg"]
+    for wrong, said in (("nothing.jpg", "no such file"), ("*.gif", "no such file"), ("c", "no photo in this folder")):
+        with pytest.raises(UserError, match=said):
+            find_photos([str(tmp_path / wrong)], options)
+    with pytest.raises(UserError, match=r"a/p.png and \S*b/p.png have the same name"):
+        find_photos([str(tmp_path / "a"), str(tmp_path / "b")], options)
 
 
 def test_a_broken_photo_is_named_and_all_others_are_done(
@@ -148,18 +151,16 @@ def test_a_broken_photo_is_named_and_all_others_are_done(
     folder.mkdir()
     red_box(40, 40).save(folder / "good.png")
     (folder / "bad.jpg").write_bytes(b"\xff\xd8 no")
-    (folder / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(SystemExit) as exit_:
         cut(run, "--input", folder)
     assert exit_.value.code == 1
     printed = capfd.readouterr()
     assert "bad.jpg" in printed.err
-    assert "drawing.png" in printed.err
-    assert "2 photos could not be read" in printed.out
+    assert "1 photo could not be read" in printed.out
     assert (tmp_path / "out" / "good_cutout.png").exists()
 
 
-def test_only_leftovers_of_killed_runs_are_removed(run: Path, tmp_path: Path) -> None:
+def test_stale_temp_files_are_removed(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "deep").mkdir(parents=True)
     red_box(40, 40).save(tmp_path / "in" / "deep" / "p.png")
     (tmp_path / "out" / "deep").mkdir(parents=True)

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def predictor_of(model: nn.Module, flip_average: bool = False) -> Predictor:
     config = Config("UNet", image_size=32, mean=(127.0,) * 3, std=(70.0,) * 3, precision="fp32")
-    predictor = Predictor.from_model(model, config, CPU)
+    predictor = Predictor.from_model(model, config, CPU, torch.float32)
     predictor.flip_average = flip_average
     return predictor
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_predicts_what_was_trained_at_any_image_size(run_train: Tra
     model.load_state_dict(state["model"])
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     probs = {size: Predictor(best, device="cpu", image_size=size)(image) for size in (None, 32, 64)}
-    expected = Predictor.from_model(model, Config.from_dict(state["config"]), CPU)(image)
+    expected = Predictor.from_model(model, Config.from_dict(state["config"]), CPU, torch.float32)(image)
     np.testing.assert_allclose(probs[None], expected, atol=1e-5)
     np.testing.assert_array_equal(probs[None], probs[32])
     assert np.abs(probs[64] - probs[32]).max() > 1e-4

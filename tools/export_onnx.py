@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from augment import Normalise
 from draw_pets import breed_of, draw_pet
-from evaluate import known_data_path, open_checkpoint, parse_scoring_args
+from evaluate import open_checkpoint, parse_scoring_args
 from models import build_network, count_parameters, network_names
-from oxford_pet import evenly_spaced, find_root, image_path, read_split
+from oxford_pet import evenly_spaced, find_root, image_path, read_split, training_data_path
 from predictor import Predictor, fold_batchnorm
 from recipes import RECIPES, Config
 
@@ -87,7 +87,7 @@ def export(model: PixelsToProbability, metadata: dict[str, str]) -> bytes:
 def comparison_images(data_path: str) -> tuple[list[np.ndarray], str]:
     """Three images to compare on, and what they are: of the run's validation split or, where that is gone, drawn."""
     with suppress(UserError):
-        root = find_root(known_data_path(data_path))
+        root = find_root(training_data_path(data_path))
         names = (evenly_spaced(read_split(root, "valid"), 3) * 3)[:3]  # a small split has fewer
         if names:
             return [decode_image(image_path(root, name)) for name in names], f"validation images of {root}"
@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         install = shell("python", "-m", "pip", "install", "-r", REPO / "requirements-onnx.txt")
         raise UserError(f"this needs {', '.join(missing)}: {install}")
-    path, state = open_checkpoint(args)
+    path = args.checkpoint
+    state = open_checkpoint(path, args.model, args.recipe)
     size = args.image_size or state["config"].image_size
     config = replace(state["config"], precision="fp32", image_size=size)
     output = args.output or path.with_name(f"{path.stem}{'_half' if args.half else ''}.onnx")
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
 
     model = build_network(config.network).eval()
     model.load_state_dict(state["model"])
-    reference = Predictor.from_model(model, config, choose_device("cpu", args.threads))
+    reference = Predictor.from_model(model, config, choose_device("cpu", args.threads), torch.float32)
     images, which = comparison_images(state["data_path"])
     print(
         f"Exporting {config.network} ({count_parameters(model):,} parameters, {str(dtype).removeprefix('torch.')}) of "

@@ -1,7 +1,7 @@
-"""The networks by name. Each is built without arguments and maps RGB images to the logits of one class, at their size.
+"""The networks by name. Each maps normalised RGB images to the logits of one class, at the size of the images.
 
-To add one: a class in a file of its own, and a line in ``NETWORKS``. In training mode, ``forward`` may return a list
-of logits at the input's size (deep supervision): the engine averages their losses.
+To add one, write a class in a file of its own and add a line to ``NETWORKS``. In training mode, ``forward`` may return
+a list of logits (deep supervision); their losses are averaged.
 """
 
 from collections.abc import Callable
@@ -32,15 +32,12 @@ ALIASES = {"U": "UNet", "R": "ResNet34_UNet"}
 
 
 def network_names() -> dict[str, str]:
-    """Map every name that ``--model`` takes, an alias or a network's own name, to its key of ``NETWORKS``."""
+    """Map each name that ``--model`` takes, aliases included, to its key of ``NETWORKS``."""
     return ALIASES | {name: name for name in NETWORKS}
 
 
 def build_network(network: str) -> nn.Module:
-    """Build a network with new weights, drawn from PyTorch's global generator.
-
-    Args:
-        network: a key of ``NETWORKS``.
+    """Build a network, a key of ``NETWORKS``, with weights drawn from PyTorch's global generator.
 
     Raises:
         ValueError: no network has that name.

@@ -9,7 +9,7 @@ class DoubleConv(nn.Sequential):
     """Conv 3x3, BatchNorm, ReLU, twice: (N, in_channels, H, W) to (N, out_channels, H, W).
 
     Args:
-        bias: of the convolutions; not needed, because a BatchNorm with a bias follows each.
+        bias: of the convolutions; redundant, because BatchNorm has a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
@@ -24,14 +24,14 @@ class DoubleConv(nn.Sequential):
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Pad height and width to a multiple of a number, evenly on both sides, by repeating the border pixels.
+    """Pad height and width evenly on both sides, by repeating the border pixels.
 
     Args:
         images: (N, C, H, W).
-        multiple: pixels; the encoder's largest stride.
+        multiple: pixels, of the padded height and width; the encoder's largest stride.
 
     Returns:
-        The padded images, and the slices (rows, columns) that crop them to the original size again.
+        The padded images, and the slices (rows, columns) that crop them to the original size.
     """
     height, width = images.shape[-2:]
     extra_height, extra_width = -height % multiple, -width % multiple

@@ -1,4 +1,4 @@
-"""The two networks of report lab2, as it specifies them, but for the sigmoid: they return logits."""
+"""The two networks of report lab2, as it specifies them, without the sigmoid: they return logits."""
 
 from torch import Tensor, nn
 

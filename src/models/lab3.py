@@ -1,4 +1,4 @@
-"""The two networks of report lab3, as it specifies them, but for the sigmoid: they return logits.
+"""The two networks of report lab3, as it specifies them, without the sigmoid: they return logits.
 
 Both end in a BatchNorm of one channel, whose output is the logits.
 """
@@ -11,17 +11,14 @@ from models.blocks import DoubleConv, pad_to_multiple
 
 
 def init_weights(model: nn.Module) -> None:
-    """Initialise the weight of every convolution by Kaiming normal, fan in.
-
-    Transposed convolutions, biases and BatchNorm (weight 1, bias 0) keep PyTorch's default.
-    """
+    """Kaiming normal, fan in, for convolutions; transposed ones, biases and BatchNorm keep PyTorch's default."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
 
 
 class UNet(unet.UNet):
-    """The classic U-Net with biases, and with a BatchNorm behind the head.
+    """The classic U-Net with biases, and with a BatchNorm after the head.
 
     31,043,523 parameters in 84 tensors, 48.17 GMACs at 256x256. Layers are created in this order: encoder, bottleneck,
     decoder from coarse to fine, head.

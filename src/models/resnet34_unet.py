@@ -52,7 +52,7 @@ class ResNet34Encoder(nn.Module):
             self.stages.append(nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1))))
 
     def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
-        """(N, 3, H, W) to the features of the stem and of the four stages, or of so many, from fine to coarse."""
+        """(N, 3, H, W) to the features of the stem and the first ``stages`` stages, from fine to coarse."""
         features = [self.stem(images)]  # (N, 64, H/2, W/2)
         features.append(self.stages[0](self.pool(features[0])))  # (N, 64, H/4, W/4)
         for stage in self.stages[1:stages]:
@@ -80,10 +80,8 @@ class ResNet34UNet(nn.Module):
     """A residual encoder and a U-Net decoder: RGB images to the logits of one class, at the same size.
 
     24,430,404 parameters; 7.37 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). The decoder
-    follows the stem's skip to half resolution; from there the head predicts the four pixels of each position at once.
-    These four differ slightly even where the target does not, so a predicted outline is jagged at the scale of a pixel;
-    in evaluation mode the logits are smoothed. (Smoothing in training too leaves a longer outline, because the network
-    learns to sharpen what will be smoothed: CHANGELOG.md has figures.)
+    ends at half resolution, where the head predicts the four pixels of each position at once. This leaves a jagged
+    outline, so evaluation mode smooths the logits (not training: the network would learn to undo it, CHANGELOG.md).
 
     Args:
         width: factor of the channels: 64 to 512 in the encoder, 256 to 32 in the decoder.

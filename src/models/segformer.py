@@ -1,9 +1,8 @@
 """SegFormer (Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021).
 
-Tensors are (N, C, H, W) in channels_last between the stages and (N, H, W, C) within them: the same memory, so that the
-linear layers and convolutions take turns without a copy. The state dict has the order of
-``transformers.SegformerForSemanticSegmentation``. Stochastic depth is left out: it is against overfitting in runs far
-longer than those here.
+Tensors are (N, C, H, W) in channels_last between the stages and (N, H, W, C) within them. Both are the same memory, so
+linear layers and convolutions alternate without a copy. The state dict has the order of
+``transformers.SegformerForSemanticSegmentation``. Stochastic depth is left out.
 """
 
 import torch
@@ -40,7 +39,7 @@ class EfficientAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """A position's own MLP with a depthwise 3x3 convolution inside, which tells positions apart (eq. 3)."""
+    """An MLP at each position, with a depthwise 3x3 convolution inside that encodes positions (eq. 3)."""
 
     def __init__(self, channels: int, expansion: int = 4) -> None:
         super().__init__()
@@ -124,9 +123,9 @@ class Decoder(nn.Module):
 class SegFormer(nn.Module):
     """A hierarchical transformer (MiT) and an all-MLP decoder: RGB images to the logits of one class, at the same size.
 
-    3,714,401 parameters; 1.75 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). The default
-    is SegFormer-B0; ``SegFormerB1`` is twice as wide. The decoder ends at a quarter of the resolution, as in the paper,
-    and the logits are enlarged.
+    3,714,401 parameters; 1.75 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). This is
+    SegFormer-B0; B1 is twice as wide. As in the paper, the decoder ends at a quarter of the resolution, and its logits
+    are upsampled.
 
     Args:
         widths: of the stages, at strides 4, 8, 16 and 32.
@@ -134,7 +133,7 @@ class SegFormer(nn.Module):
 
     strides = (4, 2, 2, 2)
     heads = (1, 2, 5, 8)
-    reductions = (8, 4, 2, 1)  # so that keys and values are 1/32 of the image in height and width, in every stage
+    reductions = (8, 4, 2, 1)  # keys and values have 1/32 of the image's height and width in every stage
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 160, 256)) -> None:
         super().__init__()

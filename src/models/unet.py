@@ -1,7 +1,6 @@
 """UNet: the network of Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation" (2015).
 
-It differs from the paper in two things, as nearly every later implementation does: convolutions are padded, so that the
-output is as large as the input, and each 3x3 convolution is followed by BatchNorm.
+As in most implementations, convolutions are padded, and BatchNorm follows each 3x3 convolution.
 """
 
 from collections.abc import Callable

@@ -13,16 +13,15 @@ class UNetPlusPlus(nn.Module):
     """A residual encoder and nested skips: RGB images to the logits of one class, at the same size.
 
     25,771,600 parameters; 13.01 GMACs for one 256x256 image (``python benchmarks/networks.py`` counts both). Row i of
-    the paper's figure 1 has stride 2^(i+1), because the encoder begins with a convolution of stride 2. So row 0 is as
-    fine as ResNet34_UNet's last decoder step, and its heads go on from there as that network's head does, smoothing in
-    evaluation mode included.
+    the paper's figure 1 has stride 2^(i+1), because the encoder begins with a convolution of stride 2. The heads work
+    as that of ResNet34_UNet.
 
-    In training mode each node X^{0,j} has a head, and ``forward`` returns the logits of all (deep supervision). In
-    evaluation mode it returns their mean, the paper's accurate mode.
+    Each node X^{0,j} has a head. In training mode ``forward`` returns the logits of all (deep supervision), in
+    evaluation mode their mean (the paper's accurate mode).
 
     Args:
-        depth: of the network in evaluation mode, 1 to 4: the heads of X^{0,1} to X^{0,depth} are averaged, and what
-            they do not need is not computed (the paper's pruning). Weights and training are the same at any depth.
+        depth: in evaluation mode, 1 to 4: average the heads of X^{0,1} to X^{0,depth}, and compute only what they need
+            (the paper's pruning). Weights and training are the same at any depth.
 
     Raises:
         ValueError: no such depth.

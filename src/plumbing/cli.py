@@ -1,4 +1,4 @@
-"""What the scripts share on the command line: flags, device and precision, signals, user-facing errors as one line."""
+"""Command line of the scripts: flags, device and precision, signals, user-facing errors as one line."""
 
 import argparse
 import ctypes
@@ -25,38 +25,26 @@ OUTPUTS = REPO / "outputs_imgs"
 
 PRECISIONS = ("auto", "bf16", "fp32")
 LARGEST_IMAGE = 4096  # pixels of height and width
-OUT_OF_MEMORY = (  # what the errors of PyTorch, cuBLAS and cuDNN say then
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "ALLOC_FAILED",
-    "nable to find an engine",
-    "nable to find a valid cuDNN algorithm",
-)
 
 
 class UserError(Exception):
-    """A mistake that the user can correct; the message says what is wrong, where, and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------- a script's process
+    """User-facing error. The message says what is wrong, where, and what to do."""
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory, where it would return large blocks to the system at once.
+    """Keep freed memory in the process (glibc only).
 
-    The next training step, or the next decoded image, would wait for zeroed pages. It raises the peak a little.
+    By default glibc returns large blocks to the system, and the next training step or decoded image waits for zeroed
+    pages. The peak grows a little.
     """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # not glibc
-            c_library = ctypes.CDLL("libc.so.6")
-            m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
-            c_library.mallopt(m_mmap_max, 0)
-            c_library.mallopt(m_trim_threshold, 2**31 - 1)
+    with suppress(OSError, AttributeError):  # not glibc
+        c_library = ctypes.CDLL("libc.so.6")
+        c_library.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Call a script's main; a user's mistake ends it with one line and exit code 1, not with a traceback."""
+    """Call a script's main. User-facing errors exit with one line and code 1, all others with a traceback."""
     try:
         main()
         sys.stdout.flush()
@@ -67,27 +55,25 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = "the disk is full, or takes no file of that size"
-            sys.exit(f"error: {reason} ({error}); the checkpoints that were complete before still are")
+            sys.exit(f"error: the disk is full, or takes no file of that size ({error}); complete checkpoints stay")
         if error.filename is None:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except (RuntimeError, MemoryError) as error:
         if "by peer" in str(error):
             sys.exit("error: another process of the run has ended; its checkpoints stay")
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        is_out_of_memory = re.search("out of memory|can't allocate memory", str(error))  # PyTorch's, for GPU and CPU
+        if not isinstance(error, MemoryError) and not is_out_of_memory:
             raise
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        sys.exit(
-            f"error: out of memory; try a smaller --batch_size or --image_size; what was saved is still there{reason}"
-        )
+        sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size; saved checkpoints stay{reason}")
 
 
 # ---------------------------------------------------------------------------------------------- flags
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds each option's default to its help, except for switches and where there is none."""
+    """Adds the default to each option's help, except for switches and options without one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default is not None and action.default is not False  # 0 is a default
@@ -95,15 +81,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Shows each option's default, answers a mistake in one line, and accepts no abbreviations."""
+    """Shows defaults in --help, reports errors in one line, accepts no abbreviations."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line; an unknown flag is answered with one that begins so or looks alike."""
-        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
-        if unknown:
+        """Exit with code 2 and one line; for an unknown flag, suggest a similar one."""
+        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
             flags = self._option_string_actions
             begun = [flag for flag in flags if flag.startswith(unknown[1])]
             similar = begun or difflib.get_close_matches(unknown[1], flags, n=1)
@@ -114,77 +99,61 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add the flags of every script that works with a run.
 
         Args:
-            networks: what may follow ``--model``, and the network that it means.
-            recipes: the names that may follow ``--recipe``.
-            files: whether a checkpoint file may follow ``--model`` instead.
+            networks: maps each name that ``--model`` takes to a network.
+            recipes: the names that ``--recipe`` takes.
+            files: ``--model`` also takes a checkpoint file.
         """
         self._networks = networks
 
-        def network(text: str) -> str:
-            if text not in networks:
-                or_file = ", and no file of that name ends in .pth or .pt" if files else ""
-                raise argparse.ArgumentTypeError(
-                    f"no network is called {text!r}{or_file}; there are {', '.join(networks)}"
-                )
-            return networks[text]
-
         def network_or_file(text: str) -> str | Path:
-            return existing_path(text) if text.endswith((".pth", ".pt")) else network(text)
+            if files and text.endswith((".pth", ".pt")):
+                return existing_path(text)
+            if text in networks:
+                return networks[text]
+            or_file = ", and no file of that name ends in .pth or .pt" if files else ""
+            raise argparse.ArgumentTypeError(f"no network is called {text!r}{or_file}; there are {', '.join(networks)}")
 
-        self.add_argument(
-            "--model",
-            metavar="NETWORK|FILE.pth" if files else "NETWORK",
-            type=network_or_file if files else network,
-            help=f"the network: {', '.join(networks)}"
-            + ("; or a file of --save_path or of anywhere: a checkpoint or a bare state dict" if files else ""),
+        kind = {"metavar": "NETWORK|FILE.pth" if files else "NETWORK", "type": network_or_file}
+        or_file = "; or a checkpoint or bare state dict, in --save_path or anywhere" if files else ""
+        either = self.add_mutually_exclusive_group().add_argument
+        either("--model", help=f"the network: {', '.join(networks)}{or_file}", **kind)
+        either(
+            "--model_name", help="report lab3's flag: as --model, with --recipe lab3 unless another is given", **kind
         )
-        self.add_argument(
-            "--model_name",
-            metavar="NETWORK",
-            type=network,
-            help="as --model, and means --recipe lab3 where no other is given (report lab3's flag)",
-        )
-        self.add_argument("--recipe", choices=tuple(recipes), help="how to train, or was trained (default: default)")
-        self.add_argument(
-            "--name",
-            type=run_name,
-            help="the run's folder under --save_path and its files' prefix (default: U, R or the network's name; "
-            "with another recipe in front: lab2-U)",
-        )
-        self.add_argument("--save_path", type=existing_path, default=SAVED_MODELS, help="folder of all runs")
-        self.add_argument("--limit", type=positive_int, help="keep only so many images of each split, evenly spaced")
-        self.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
-        self.add_argument("--threads", type=positive_int, help="of the CPU (default: one for each core)")
+        add = self.add_argument
+        add("--recipe", choices=tuple(recipes), help="how to train, or was trained (default: default)")
+        add("--name", type=run_name, help="the run's folder and file prefix (default: U, R, SegFormer, lab2-U, ...)")
+        add("--save_path", type=existing_path, default=SAVED_MODELS, help="folder of all runs")
+        add("--limit", type=positive_int, help="number of images of each split, evenly spaced (default: all)")
+        add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+        add("--threads", type=positive_int, help="of the CPU (default: one for each core)")
 
     def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
-        """Parse the flags; each of ``model``, ``file`` and the run's ``name`` may be None."""
+        """Parse the flags of ``add_run_options``; ``model``, ``file`` and ``name`` may be None."""
         args = self.parse_args(argv)
         if args.model_name:
-            if args.model:
-                self.error("--model and --model_name mean the same: give one of them")
             args.model, args.recipe = args.model_name, args.recipe or "lab3"
-        args.file = None
-        if isinstance(args.model, Path):
-            args.file, args.model = args.model, None
-            args.name = args.name or args.file.stem
+        args.file = args.model if isinstance(args.model, Path) else None
+        if args.file:
+            args.model, args.name = None, args.name or args.file.stem
         if args.model and not args.name:
             args.name = default_run_name(self._networks, args.model, args.recipe)
         return args
 
 
 def default_run_name(networks: Mapping[str, str], network: str, recipe: str | None) -> str:
-    """The name of a run that was given none: the shortest name of its network, a recipe in front."""
+    """The default of ``--name``: the network's shortest name, after the recipe's unless that is ``default``."""
     short = min((name for name, meant in networks.items() if meant == network), key=len)
     return short if recipe in (None, "default") else f"{recipe}-{short}"
 
 
 def shell(*parts: object) -> str:
-    """A command, quoted so that it can be pasted."""
+    """Quote a command for pasting into a shell."""
     return shlex.join(map(str, parts))
 
 
 def existing_path(text: str) -> Path:
-    """A typed path: from the working directory or, where nothing is there, from the repo's root."""
+    """Resolve a typed path: from the working directory or, if nothing is there, from the repo's root."""
     path = Path(os.path.expanduser(text))  # an unknown ~user stays as it is
     return REPO / path if not path.exists() and (REPO / path).exists() else path
 
@@ -196,16 +165,14 @@ def run_name(text: str) -> str:
 
 
 def number(words: str, lowest: float, highest: float, whole: bool = False) -> Callable[[str], float]:
-    """A parser of a flag's value: a number between two, both included; ``words`` say which in the error's message."""
+    """Make a parser of a flag's value: a number from ``lowest`` to ``highest``, described by ``words``."""
 
     def parse(text: str) -> float:
-        try:
+        with suppress(ValueError):
             value = int(text) if whole else float(text)
-        except ValueError:
-            value = float("nan")
-        if not lowest <= value <= highest or (whole and not text.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
-        return value
+            if lowest <= value <= highest and (text.isdecimal() or not whole):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
 
     return parse
 
@@ -229,18 +196,18 @@ def which_checkpoint(text: str) -> str:
 
 
 def cpu_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
-    """The device for ``--device``; auto takes CUDA, then Apple's GPU, then the CPU.
+    """Choose the device; ``auto`` takes CUDA, then Apple's GPU, then the CPU.
 
     Args:
-        threads: of the CPU, for ``--threads``; None leaves PyTorch's choice.
+        threads: of the CPU; None leaves PyTorch's choice.
 
     Raises:
-        UserError: it is not there, or PyTorch was not built for it.
+        UserError: PyTorch finds no such device.
     """
     import torch
 
@@ -250,97 +217,55 @@ def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
     if wanted == "auto":
         wanted = next(kind for kind, count in counts.items() if count)
     kind, _, index = wanted.partition(":")
-    if kind not in counts or not (index or "0").isdecimal():
-        raise UserError(f"--device {wanted}: there are auto, {', '.join(counts)}, cuda:1, ...")
-    if int(index or 0) >= counts[kind]:
+    if kind not in counts or not (index or "0").isdecimal() or int(index or 0) >= counts[kind]:
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        raise UserError(
-            f"--device {wanted}: PyTorch {torch.__version__} ({build}) finds no such device; --device auto takes what "
-            "there is"
-        )
+        raise UserError(f"--device {wanted}: PyTorch {build} finds no such device; --device auto takes what there is")
     if kind != "cuda":
         return torch.device(kind)
     device = torch.device(kind, int(index or 0))
-    capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
-    if not runs_on(capability, built):
-        raise UserError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and PyTorch "
-            f"{torch.__version__} was built for {', '.join(built)}: take --device cpu, or a PyTorch built for this card"
-        )
-    torch.cuda.set_device(device)  # for what takes no device, such as torch.cuda.synchronize
+    torch.cuda.set_device(device)  # for functions without a device argument
     return device
 
 
-def runs_on(capability: tuple[int, int], built: list[str]) -> bool:
-    """Whether a card runs what PyTorch was built for, as listed by ``torch.cuda.get_arch_list``.
-
-    Machine code (``sm_80``) runs on cards of the same major version that are not older (8.6), that of ``sm_90a`` on
-    exactly this one; ``compute_90`` is compiled on the card, if that is not older.
-    """
-    for name in built:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)(\w?)", name)
-        if match is None:  # of AMD
-            return True
-        code = (int(match[2]), int(match[3]))
-        is_kin = match[4] != "a" and (match[1] == "compute" or code[0] == capability[0])
-        if code == capability or (code < capability and is_kin):
-            return True
-    return not built
-
-
 def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
-    """The dtype that the network computes in: auto takes bfloat16 where a training step is faster so.
+    """Choose the dtype of the forward pass; ``auto`` takes bfloat16 if it makes a training step faster.
 
-    On a CPU that is by AMX, and by AMD's AVX-512 instructions; by Intel's alone, float32 is faster
-    (benchmarks/README.md). A rule, not a timer: a seed gives the same run each time.
+    On a CPU it does with AMX and with AMD's AVX-512 instructions, but not with Intel's AVX-512 alone
+    (benchmarks/README.md). This is a rule and not a timing, so that a seed always gives the same run.
     """
     import torch
 
-    if wanted == "auto":
-        is_faster = {
-            "cuda": lambda: torch.cuda.get_device_capability(device) >= (8, 0),
-            "cpu": lambda: (
-                getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-                or ("AMD" in processor() and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
-            ),
-            "mps": lambda: False,
-        }
-        wanted = "bf16" if is_faster[device.type]() else "fp32"
+    if wanted == "auto" and device.type == "cuda":
+        wanted = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if wanted == "auto" and device.type == "cpu":
+        amx, avx512 = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))
+        wanted = "bf16" if amx or (avx512 and "AMD" in processor()) else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
 def processor() -> str:
     """The name of the CPU."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"^model name\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else []
     return names[0] if names else platform.processor()
 
 
 def machine() -> str:
-    """The name of the machine's GPU, or of its CPU and the number of cores that this process may use."""
+    """The name of the GPU, or of the CPU and the number of cores that this process may use."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{processor()}, {plural(cpu_cores(), 'core')}"
+    cpu = f"{processor()}, {plural(cpu_cores(), 'core')}"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
 
 
 def describe(device: "torch.device", precision: "torch.dtype") -> str:
-    """Device and precision in words: ``NVIDIA H200, bfloat16``."""
+    """Device and precision in words: ``NVIDIA H200, bfloat16`` or ``cpu, 2 threads, float32``."""
     import torch
 
-    where, note = device.type, ""
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        where = torch.cuda.get_device_name(device) + (f" ({device}, of {count})" if count > 1 else "")
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            note = " (bfloat16 wants compute capability 8.0)"
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        no_gpu = "" if torch.version.cuda is None else " (no GPU found)"
-        where = f"cpu, {threads} {'thread' if threads == 1 else 'threads'}{no_gpu}"
-    return f"{where}, {str(precision).removeprefix('torch.')}{note}"
+    where = {"cuda": machine(), "cpu": f"cpu, {plural(torch.get_num_threads(), 'thread')}"}.get(
+        device.type, device.type
+    )
+    return f"{where}, {str(precision).removeprefix('torch.')}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -361,10 +286,9 @@ def _is_imported_by_a_script() -> bool:
     return bool(file) and Path(file).resolve().parent in [REPO / name for name in ("src", "tools", "benchmarks")]
 
 
-# Of a script of this repository, before it imports PyTorch; pyproject.toml has plumbing imported before libraries.
+# Runs before a script imports PyTorch: pyproject.toml sorts plumbing before the libraries.
 if _is_imported_by_a_script():
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, _exit_on_signal)
-    # While OpenMP's threads wait for each other they spin, which takes the core of the thread that is waited for where
-    # other processes compute too (figures in CHANGELOG.md).
+    # OpenMP threads spin while they wait, which slows down other processes on the same cores (CHANGELOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
