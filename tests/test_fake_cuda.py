@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from plumbing.stop import StopSignal
 
@@ -19,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import engine
 import train
-from engine import TrainingState, create_state, refresh_batchnorm, train_one_epoch
+from losses import LOSSES
 from oxford_pet import Split
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES
+from train import Trainer
 
 GPU = torch.device("cuda:0")
 SIDE, BATCH = 32, 4
@@ -84,8 +85,6 @@ def copy_tensor(tensor: Tensor, memo: dict[int, object]) -> Tensor:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     """Everything in the test is on fake tensors; ``backward()`` gives gradients of the parameters' layout."""
     for owner, name, value in (
-        (torch.cuda, "get_device_capability", lambda _: (8, 0)),
-        (engine, "SECONDS_BETWEEN_SYNCS", 1e9),
         (torch.cuda, "is_bf16_supported", lambda: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (nn.Module, "_apply", replace_tensors),
@@ -95,73 +94,73 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
         (Tensor, "pin_memory", lambda tensor: tensor),
     ):
         monkeypatch.setattr(owner, name, value)
-    step = engine.train_step
-    watch = FakeGpu()
+    train_step, watch = Trainer.train_step, FakeGpu()
 
-    def train_step(state: TrainingState, *batch: Tensor) -> Tensor:
+    def watched(trainer: Trainer, *batch: Any) -> Tensor:
         def backward(loss: Tensor) -> None:
             assert loss.shape == ()
-            for parameter in state.model.parameters():
+            for parameter in trainer.model.parameters():
                 parameter.grad = torch.empty_like(parameter)
 
         def criterion(*arguments: Tensor) -> Tensor:
             watch.in_loss = True
-            loss = state.criterion(*arguments)
+            loss = LOSSES[trainer.config.loss](*arguments)
             watch.in_loss = False
             return loss
 
         monkeypatch.setattr(Tensor, "backward", backward)
+        monkeypatch.setattr(trainer, "criterion", criterion)
         watch.in_step = True
-        loss = step(replace(state, criterion=criterion), *batch)
+        loss = train_step(trainer, *batch)
         watch.in_step = False
         assert (loss.dtype, loss.device, loss.shape) == (torch.float32, GPU, ())
         return loss
 
-    monkeypatch.setattr(engine, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     with FakeTensorMode(allow_non_fake_inputs=True), watch:
         yield watch
 
 
-def fake_state(network: str, images: int = 2 * BATCH - 1, **changes: object) -> TrainingState:
+def make_trainer(network: str, precision: torch.dtype, images: int = 2 * BATCH - 1, **changes: object) -> Trainer:
     config = replace(RECIPES["default"](network), image_size=SIDE, batch_size=BATCH, **changes)
     pixels = torch.empty(images, SIDE, SIDE, 4, dtype=torch.uint8, device=GPU)
     split = Split(Path("pets"), "train", [f"pet {index}" for index in range(images)], pixels)
-    state = create_state(config, GPU, split, split)
+    trainer = Trainer(config, GPU, split, split, precision)
     if config.optimizer == "sgd":  # its fused kernel alone has no fake version
-        for group in state.optimizer.param_groups:
+        for group in trainer.optimizer.param_groups:
             group.update(fused=False, foreach=True)
-    return state
+    return trainer
 
 
-def check_training(gpu: FakeGpu, state: TrainingState) -> None:
-    """An epoch of ``train_one_epoch``: where the network's weights, gradients and optimizer state lie, and how."""
+def check_training(gpu: FakeGpu, trainer: Trainer) -> None:
+    """An epoch with its BatchNorm statistics: where weights, gradients and optimizer state lie, and how."""
     gpu.events.clear()
     gpu.convolutions.clear()
-    train_one_epoch(state, StopSignal())
-    assert gpu.events == {"_to_copy to the GPU": 4, "number read": 1}  # the plan's three and the order; the sync
-    assert gpu.convolutions.keys() == {state.precision}
-    for parameter, view in zip(state.model.parameters(), state.views, strict=True):
-        moments = [value for name, value in state.optimizer.state[view].items() if name != "step"]
-        assert all((value.device, value.stride()) == (GPU, view.stride()) for value in [view, *moments])
-        assert view.is_contiguous()
+    trainer.train_epoch(StopSignal())
+    copies = 5 if trainer.config.ema_steps else 4  # the plan's three parts, the order, the images for BatchNorm
+    assert gpu.events == {"_to_copy to the GPU": copies, "number read": 1}
+    assert gpu.convolutions.keys() == {trainer.precision}
+    for parameter in trainer.model.parameters():
         assert parameter.ndim < 4 or parameter.is_contiguous(memory_format=torch.channels_last)
+    for weight, kept in trainer.optimizer.state.items():
+        moments = [value for name, value in kept.items() if name != "step"]
         assert moments
+        assert all((value.device, value.stride()) == (GPU, weight.stride()) for value in [weight, *moments])
+        assert weight.is_contiguous()
+    assert len(trainer.optimizer.state) == len(list(trainer.model.parameters()))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("network", ["UNet", "ResNet34_UNet"])
-def test_an_epoch_stays_on_the_gpu(gpu: FakeGpu, network: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_stays_on_the_gpu(
+    gpu: FakeGpu, network: str, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Build, train, EMA, BatchNorm statistics, scores, folded inference; the other optimizers with the same weights."""
-    state = fake_state(network, precision=precision)
-    check_training(gpu, state)
+    trainer = make_trainer(network, precision)
+    check_training(gpu, trainer)
 
     gpu.events.clear()
-    refresh_batchnorm(state, StopSignal())
-    assert gpu.events == {"_to_copy to the GPU": 1}  # which images
-
-    predictor = Predictor.from_model(state.ema_model, state.config, GPU, state.precision)
-    gpu.events.clear()
-    train.score_epoch(state, predictor, StopSignal())
+    trainer.score_epoch(StopSignal())
     assert gpu.events == {
         "_to_copy to the GPU": 1,  # the order
         "_to_copy from the GPU": 1,  # all scores at once
@@ -169,17 +168,18 @@ def test_an_epoch_stays_on_the_gpu(gpu: FakeGpu, network: str, precision: str, m
     }
 
     gpu.events.clear()
-    predictor = Predictor({"config": state.config, "model": state.ema_model.state_dict()}, GPU, flip_average=True)
+    config = replace(trainer.config, precision="bf16" if precision == torch.bfloat16 else "fp32")
+    predictor = Predictor({"config": config, "model": trainer.ema.model.state_dict()}, GPU, flip_average=True)
     logits = predictor.logits(torch.empty(2, 3, SIDE, SIDE, device=GPU))
     assert (logits.dtype, logits.device, logits.shape) == (torch.float32, GPU, (2, 1, SIDE, SIDE))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in predictor.model.modules())
     assert gpu.events.keys() <= {"copy_ to the GPU", "_to_copy to the GPU"}  # of the weights
 
-    saved = tree_map_only(Tensor, lambda value: value.to("cpu"), state.optimizer.state_dict())
-    state.optimizer.load_state_dict(saved)  # to resume
-    assert all(value.device == GPU for values in state.optimizer.state.values() for value in values.values())
+    saved = tree_map_only(Tensor, lambda value: value.to("cpu"), trainer.optimizer.state_dict())
+    trainer.optimizer.load_state_dict(saved)  # to resume
+    assert all(value.device == GPU for kept in trainer.optimizer.state.values() for value in kept.values())
 
-    if precision == "fp32":  # which is of no interest to an optimizer: the weights are float32
-        monkeypatch.setattr(engine, "build_network", lambda _: state.model)
-        for optimizer in OPTIMIZERS.keys() - {state.config.optimizer}:
-            check_training(gpu, fake_state(network, BATCH, precision=precision, optimizer=optimizer, ema_steps=0))
+    if precision == torch.float32:  # which is of no interest to an optimizer: the weights are float32
+        monkeypatch.setattr(train, "build_network", lambda _: trainer.model)
+        for optimizer in OPTIMIZERS.keys() - {trainer.config.optimizer}:
+            check_training(gpu, make_trainer(network, precision, BATCH, optimizer=optimizer, ema_steps=0))
