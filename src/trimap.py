@@ -43,12 +43,14 @@ def split_boundary(trimap: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) uint8 of 1, 2, 3 and 4.
     """
-    far = float(sum(trimap.shape))  # more than any distance within the image
+    is_pet, is_background = trimap == PET, trimap == BACKGROUND
+    if not is_pet.any():
+        return trimap
     to_pet, to_background = (
-        cv2.distanceTransform((trimap != value).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).clip(max=far)
-        for value in (PET, BACKGROUND)
+        cv2.distanceTransform((~side).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for side in (is_pet, is_background)
     )
-    is_inner = (trimap == BOUNDARY) & (to_pet <= to_background) & (to_pet < far)
+    is_inner = (trimap == BOUNDARY) & (to_pet <= to_background)
     return np.where(is_inner, np.uint8(INNER_BOUNDARY), trimap)
 
 
