@@ -50,7 +50,8 @@ def split_boundary(trimap: np.ndarray) -> np.ndarray:
         cv2.distanceTransform((~side).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         for side in (is_pet, is_background)
     )
-    is_inner = (trimap == BOUNDARY) & (to_pet <= to_background)
+    # OpenCV's last bit differs from call to call; the squares are whole numbers, so half of one decides a tie for good.
+    is_inner = (trimap == BOUNDARY) & (to_pet**2 < to_background**2 + 0.5)
     return np.where(is_inner, np.uint8(INNER_BOUNDARY), trimap)
 
 
