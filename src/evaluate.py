@@ -36,7 +36,6 @@ from tqdm import tqdm
 from checkpoint import checkpoint_path, load_checkpoint, provenance
 from models import network_names
 from oxford_pet import (
-    DATASET,
     MODES,
     Split,
     find_root,
@@ -44,6 +43,7 @@ from oxford_pet import (
     images_and_trimaps,
     load_split,
     read_breeds,
+    training_data_path,
     trimap_path,
 )
 from predictor import Predictor, resize_logits
@@ -369,18 +369,6 @@ def scores_path(args: argparse.Namespace, state: dict[str, Any], root: Path, mod
     return path.with_name(f"{args.name}{variant}_{mode}_scores{'_flip' if args.flip_average else ''}.json")
 
 
-def known_data_path(data_path: str) -> Path:
-    """The folder of the data that a run trained on.
-
-    Raises:
-        UserError: it is no longer there; no other data takes its place by itself.
-    """
-    trained_on = REPO / data_path
-    if not trained_on.is_dir() and trained_on != DATASET:
-        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
-    return trained_on
-
-
 def summarise(rows: list[dict[str, Any]], overlaps: np.ndarray, boundary: str) -> dict[str, Any]:
     """The score file's figures of all images: means per image and over the set, at both sizes.
 
@@ -443,7 +431,7 @@ def score_checkpoint(
     cli.keep_freed_memory()
     path, state = open_checkpoint(args)
     predictor = Predictor(state, choose_device(args.device, args.threads), args.flip_average, args.image_size)
-    root, config = find_root(args.data_path or known_data_path(state["data_path"])), predictor.config
+    root, config = find_root(args.data_path or training_data_path(state["data_path"])), predictor.config
     epoch = "weights alone" if state["epoch"] is None else f"epoch {state['epoch']}"
     print(
         f"Using {config.network.split('.')[-1]} model, recipe {config.recipe}, "

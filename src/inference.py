@@ -20,7 +20,7 @@ from plumbing.cli import (
     plural,
     run_script,
 )
-from plumbing.files import atomic_write, locked, remove_leftovers
+from plumbing.files import atomic_write, locked, remove_stale_temp_files
 from plumbing.images import PHOTO_FORMATS, decode_image, in_threads
 
 import numpy as np
@@ -187,7 +187,7 @@ def predict_photos_of(args: argparse.Namespace) -> None:
         return
     with locked(options.output / ".lock", wait=True):
         for folder in {result_path(photo, "mask", options).parent for photo in photos}:
-            remove_leftovers(folder, *(f"*_{product}.png" for product in PRODUCTS))
+            remove_stale_temp_files(folder, *(f"*_{product}.png" for product in PRODUCTS))
         errors = predict_photos(predictor, photos, options)
     if errors:
         sys.exit(1)
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     thumbnails: dict[str, Any] | None = None if args.masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
-        remove_leftovers(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
+        remove_stale_temp_files(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
         report = score_checkpoint(args, "test", partial(write_prediction, output, thumbnails))
         sheet = write_contact_sheet(output, report)
         what = "masks" if args.masks_only else "masks and overlays"

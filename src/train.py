@@ -32,7 +32,7 @@ from plumbing.cli import (
     run_script,
     shell,
 )
-from plumbing.files import atomic_write, locked, remove_leftovers
+from plumbing.files import atomic_write, locked, remove_stale_temp_files
 from plumbing.stop import StopSignal
 
 import torch
@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from checkpoint import FORMAT, checkpoint_path, have_equal_shapes, load_checkpoint, provenance, save_checkpoint
 from engine import TrainingState, check_finite, compile_forward, create_state, refresh_batchnorm, train_one_epoch
-from evaluate import Scores, evaluate, known_data_path
+from evaluate import Scores, evaluate
 from models import build_network, count_parameters, network_names
-from oxford_pet import DATASET, Split, download, find_root, load_split
+from oxford_pet import DATASET, Split, download, find_root, load_split, training_data_path
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES, Config
 from report import curves, draw_curves, read_history, render_page, training_facts, write_history
@@ -385,7 +385,7 @@ def build_run(args: argparse.Namespace, device: torch.device) -> Run:
     config = resolve_config(args, start)
     data_path = args.data_path
     if data_path is None and args.start != "new":
-        data_path = known_data_path(start["data_path"])
+        data_path = training_data_path(start["data_path"])
     if data_path is None:
         data_path = DATASET
         if not (DATASET / "annotations").is_dir():
@@ -633,7 +633,7 @@ def exported_weights(run: Run) -> Path:
 def prepare_folder(run: Run, args: argparse.Namespace) -> None:
     """Make the run's folder, without the files of an older run unless it goes on; write ``<name>_config.json``."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(run.folder, f"{run.name}_*")
+    remove_stale_temp_files(run.folder, f"{run.name}_*")
     if args.start == "new":
         save_checkpoint(run.path("0"), run.checkpoint())
         for path in run.folder.glob(f"{run.name}_*"):

@@ -20,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from plumbing import images
 from plumbing.cli import UserError
 from plumbing.images import decode_image, decode_photo, decode_raw
 
@@ -168,7 +167,6 @@ def image_files() -> list[bytes]:
 @cases(60, 5000)
 def test_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXELS)
-    monkeypatch.setattr(images, "LARGEST_PIXELS", PIXELS)
     files, path = [*image_files(), random.Random(0).randbytes(200)], tmp_path / "x.jpg"
     contents = st.tuples(st.sampled_from(files), EDITS, st.booleans())
 

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from augment import Normalise
 from draw_pets import breed_of, draw_pet
-from evaluate import known_data_path, open_checkpoint, parse_scoring_args
+from evaluate import open_checkpoint, parse_scoring_args
 from models import build_network, count_parameters, network_names
-from oxford_pet import evenly_spaced, find_root, image_path, read_split
+from oxford_pet import evenly_spaced, find_root, image_path, read_split, training_data_path
 from predictor import Predictor, fold_batchnorm
 from recipes import RECIPES, Config
 
@@ -87,7 +87,7 @@ def export(model: PixelsToProbability, metadata: dict[str, str]) -> bytes:
 def comparison_images(data_path: str) -> tuple[list[np.ndarray], str]:
     """Three images to compare on, and what they are: of the run's validation split or, where that is gone, drawn."""
     with suppress(UserError):
-        root = find_root(known_data_path(data_path))
+        root = find_root(training_data_path(data_path))
         names = (evenly_spaced(read_split(root, "valid"), 3) * 3)[:3]  # a small split has fewer
         if names:
             return [decode_image(image_path(root, name)) for name in names], f"validation images of {root}"

@@ -8,7 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from plumbing.cli import UserError
-from plumbing.files import atomic_folder
+from plumbing.files import atomic_folder, raise_if_occupied
 
 
 def download_archives(archives: dict[str, str], target: Path, hint: str) -> None:
@@ -22,10 +22,12 @@ def download_archives(archives: dict[str, str], target: Path, hint: str) -> None
         hint: ends the message of a failed download.
 
     Raises:
+        FileExistsError: ``target`` is a file, or a folder that is not empty.
         UserError: the download failed, or an archive that the user has put there is broken.
     """
     from torchvision.datasets.utils import extract_archive  # here, since importing torchvision takes 3 s
 
+    raise_if_occupied(target)
     parent = target.absolute().parent
     downloads = parent / f".{target.name}.download"
     try:

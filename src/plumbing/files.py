@@ -3,7 +3,6 @@
 import errno
 import glob
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -21,10 +20,8 @@ from filelock import FileLock, Timeout
 def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Write a file under a temporary name beside ``path``; rename it when the block succeeds.
 
-    If that raises an OSError (full disk, no permission), a file that was at ``path`` is unchanged.
-
     Args:
-        sync: fsync before renaming, so that the file survives a power loss; not worth its time for many small files.
+        sync: fsync before renaming, so that the file survives a power loss; slow for many small files.
     """
     temporary = _temporary_name(path)
     try:
@@ -76,11 +73,10 @@ def _temporary_name(path: Path) -> Path:
 
 
 def remove_stale_temp_files(folder: Path, *patterns: str) -> None:
-    """Remove the temporary files and folders that killed writes of such names (``*_mask.png``) left; hold their lock."""
+    """Remove what killed writes of such names (``*_mask.png``) left; call it under their lock only."""
     for pattern in patterns:
-        for path in folder.glob(f".{pattern}.*.part"):
-            if re.fullmatch(r".*\.[0-9a-f]{8}\.part", path.name, re.DOTALL):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in folder.glob(f".{pattern}.{'[0-9a-f]' * 8}.part"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -95,6 +91,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        holder = ""
         with suppress(OSError):  # Windows: a locked file cannot be read
             holder = path.read_text(errors="replace").strip()
         holder = holder or "another process"
@@ -105,8 +102,9 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     except OSError as error:  # a network file system without locks: the system's error lacks the file's name
         raise OSError(error.errno, error.strerror, str(path)) from error
     with lock:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         try:
             yield
         finally:
