@@ -21,7 +21,7 @@ class Augmentation:
     horizontal_flip: float = 0.0  # probability
     vertical_flip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, uniform in both directions
-    whole_degrees: bool = False  # only whole degrees: for rotation 15, from -15 to 14, all equally likely
+    integer_degrees: bool = False  # only whole degrees: for rotation 15, from -15 to 14, all equally likely
     zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
     stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
     shift: float = 0.0  # fraction of the side, uniform in both directions
@@ -85,7 +85,7 @@ def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: 
     zoom, stretch = log_uniform(a.zoom), np.sqrt(log_uniform(a.stretch))
     degrees = uniform(a.rotation)
     theta = affine(
-        np.floor(degrees) if a.whole_degrees else degrees,
+        np.floor(degrees) if a.integer_degrees else degrees,
         mirrored * zoom * stretch,
         inverted * zoom / stretch,
         uniform(a.shift),

@@ -93,7 +93,7 @@ def test_strengths_are_spread_over_their_ranges() -> None:
     assert set(mirrored) == set(inverted) == {-1, 1}
     np.testing.assert_allclose(((mirrored < 0).mean(), (inverted < 0).mean()), (0.3, 0.7), atol=0.03)
     assert_uniform(degrees(drawn(rotation=15)[0]), 15)
-    whole = degrees(drawn(rotation=15, whole_degrees=True)[0])
+    whole = degrees(drawn(rotation=15, integer_degrees=True)[0])
     np.testing.assert_allclose(whole, whole.round(), atol=1e-4)
     assert np.unique(whole.round()).tolist() == list(range(-15, 15))
     zoomed = drawn(zoom=1.5)[0]

@@ -287,7 +287,7 @@ def test_a_recipe_says_what_differs_from_the_default() -> None:
     assert "learning_rate" not in said
     assert changed_from_default(RECIPES["fast"]("UNet")).startswith("fast: ")
     assert "augmentation" not in changed_from_default(RECIPES["fast"]("UNet"))  # but its fields that differ
-    assert "whole_degrees" not in changed_from_default(RECIPES["fast"]("UNet"))
+    assert "integer_degrees" not in changed_from_default(RECIPES["fast"]("UNet"))
 
 
 def test_weights_alone_and_one_image_are_called_so(drawn_pets: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_config_comes_back_from_plain_data(name: str) -> None:
 def test_a_field_that_an_older_checkpoint_lacks_has_its_default() -> None:
     assert Config.from_dict({"network": "UNet"}) == Config("UNet")
     old = Config("UNet").to_dict()
-    del old["loss"], old["augmentation"]["whole_degrees"]
+    del old["loss"], old["augmentation"]["integer_degrees"]
     assert Config.from_dict(old) == Config("UNet")
 
 
@@ -114,7 +114,7 @@ def test_progressive_resizing_goes_down_to_32_pixels() -> None:
     assert [config.image_size_at(epoch) for epoch in range(1, 11)] == [32] * 2 + [48] * 4 + [96] * 4
 
 
-def test_lab2_rotates_by_whole_degrees_from_minus_15_to_14_and_flips_both_ways() -> None:
+def test_lab2_rotates_by_integer_degrees_from_minus_15_to_14_and_flips_both_ways() -> None:
     theta = draw_epoch(RECIPES["lab2"]("UNet").augmentation, 6000, 10, seed=0, epoch=1).theta.double()
     linear = theta[:, :, :2]
     assert not theta[:, :, 2].any()
