@@ -18,7 +18,7 @@ from plumbing.cli import (
     plural,
     shell,
 )
-from plumbing.files import atomic_write, remove_leftovers
+from plumbing.files import atomic_write, remove_stale_temp_files
 
 import torch
 from tqdm import tqdm
@@ -115,7 +115,7 @@ class Run:
         if ranks.rank():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder, f"{self.name}_*")
+        remove_stale_temp_files(self.folder, f"{self.name}_*")
         if is_new:
             self.write("0")
             for path in self.folder.glob(f"{self.name}_*"):
