@@ -38,12 +38,13 @@ from augment import draw_epoch
 from evaluate import score_split
 from inference import write_prediction
 from models import network_names
-from oxford_pet import DATASET, Split, decode_all, find_root, image_path, load_dataset, load_split, read_split
+from oxford_pet import DATASET, find_root, image_path, load_dataset, read_split
 from peers import PlainLoop, register
 from predictor import Predictor
 from recipes import RECIPES
 from record import RESULTS, device_slug, origin, write_json
 from roofline import count_kernels, measure_ceilings, shortest_seconds, synchronize
+from split import Split, decode_all, load_split
 from train import Trainer
 
 AGAINST = ("plain", "smp", "compile", "fp32")

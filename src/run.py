@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
 from models import build_network, count_parameters, network_names
-from oxford_pet import Split
 from recipes import Config
 from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
+from split import Split
 from trimap import target_and_weight
 
 PAGE_SECONDS = 30  # between two writings of the page

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from augment import draw_epoch
-from oxford_pet import Split
 from recipes import Config
+from split import Split
 from train import Trainer
 
 TOLERANCE, ROUGHLY = 0.1, 0.6  # of a movement's norm; bfloat16 moves 90% of R's tensors within 0.3 of float32

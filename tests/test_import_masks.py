@@ -10,7 +10,8 @@ from PIL import Image
 
 import check_data
 import import_masks
-from oxford_pet import MODES, image_path, load_split, read_split, trimap_path
+from oxford_pet import MODES, image_path, read_split, trimap_path
+from split import load_split
 from trimap import decode_trimap
 
 SIZE = (24, 32)  # height, width

@@ -21,9 +21,9 @@ from metrics import (
     paired_difference_ci,
     perimeter,
 )
-from oxford_pet import Split, images_and_trimaps
 from predictor import Predictor
 from recipes import Config
+from split import Split, images_and_trimaps
 from trimap import target_and_weight
 
 CPU = torch.device("cpu")

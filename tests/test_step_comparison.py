@@ -9,8 +9,8 @@ from step_comparison import agree, movements, trainer_and_batches
 from torch import nn
 
 from models import NETWORKS
-from oxford_pet import load_split
 from recipes import RECIPES
+from split import load_split
 
 
 def build_tiny() -> nn.Module:

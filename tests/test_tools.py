@@ -11,7 +11,8 @@ from PIL import Image
 
 import check_data
 import shrink_data
-from oxford_pet import image_path, load_split, read_list, read_split, trimap_path
+from oxford_pet import image_path, read_list, read_split, trimap_path
+from split import load_split
 from trimap import decode_trimap
 
 SIDE = 32

@@ -14,7 +14,8 @@ from plumbing.files import atomic_folder
 
 import cv2
 
-from oxford_pet import MODES, decode_all, find_root, image_path, read_split, trimap_path
+from oxford_pet import MODES, find_root, image_path, read_split, trimap_path
+from split import decode_all
 from trimap import without_split
 
 README = """\
