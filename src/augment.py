@@ -1,7 +1,6 @@
-"""Data augmentation: the plan of an epoch's random changes, and the batched warp that applies it on the device.
+"""Data augmentation: an epoch's order and warps, drawn from (seed, epoch) alone, and the batched warp.
 
-An epoch's randomness is drawn at its start, from (seed, epoch) alone: the order of the samples and the parameters of
-every sample's warp. So a run that is resumed at any step gets the data that the uninterrupted run would have got.
+So a run that is resumed at any step gets the data of the uninterrupted run.
 """
 
 from dataclasses import dataclass, replace
@@ -63,12 +62,7 @@ class EpochPlan:
 
 
 def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
-    """Draw the plan of an epoch. The same arguments give the same plan on any machine.
-
-    Args:
-        samples: number of training samples.
-        epoch: counted from 1.
-    """
+    """Draw the plan of an epoch, counted from 1. The same arguments give the same plan on any machine."""
     rng = np.random.default_rng([seed, epoch])
     slots = -(-samples // batch_size) * batch_size
     order = np.resize(rng.permutation(samples), slots)
@@ -150,11 +144,7 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """Normalise each channel, (x - mean) / std: (N, 3, H, W) float, 0 to 255, to the same shape in channels_last.
-
-    Args:
-        mean, std: one value per channel, in pixel values (0 to 255).
-    """
+    """(x - mean) / std for each channel, all in pixel values (0 to 255): (N, 3, H, W) float to channels_last."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

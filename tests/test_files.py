@@ -1,4 +1,3 @@
-import errno
 import os
 import subprocess
 import sys
@@ -87,17 +86,6 @@ def test_the_lock_of_a_killed_process_holds_nobody(tmp_path: Path) -> None:
     assert path.exists()
     with locked(path):
         pass
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
-def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.raises(OSError, match="No locks") as caught, locked(tmp_path / ".R.lock"):
-        pass
-    assert caught.value.filename == str(tmp_path / ".R.lock")
 
 
 def test_stale_temp_files_are_removed(tmp_path: Path) -> None:

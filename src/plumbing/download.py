@@ -14,8 +14,7 @@ from plumbing.files import atomic_folder, raise_if_occupied
 def download_archives(archives: dict[str, str], target: Path, hint: str) -> None:
     """Download archives and unpack them into the folder ``target``, which appears when it is complete.
 
-    An archive that the user has put beside ``target`` is used instead of a download. An interrupted download keeps
-    the archives that are complete for the next try.
+    An archive that the user has put beside ``target`` is used instead. Complete downloads are kept for the next try.
 
     Args:
         archives: the MD5 of each, by URL.

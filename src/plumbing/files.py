@@ -99,8 +99,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
         print(f"waiting for {holder}, which writes to {path.parent}", file=sys.stderr)
         lock.acquire()
-    except OSError as error:  # a network file system without locks: the system's error lacks the file's name
-        raise OSError(error.errno, error.strerror, str(path)) from error
     with lock:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):
