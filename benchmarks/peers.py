@@ -1,6 +1,6 @@
-"""What others would use, to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, and networks
-and recipes that only the study needs. As a script: run src/train.py or src/evaluate.py with them known.
+"""Peers to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, the study's own networks.
 
+As a script, it runs src/train.py or src/evaluate.py with these networks and recipes registered:
 python benchmarks/peers.py train --model smp.Unet --epochs 10
 """
 
@@ -17,10 +17,7 @@ from plumbing.cli import ArgumentParser, UserError, run_script
 import torch
 from torch import Tensor, nn
 
-import choices
-import engine
 from augment import Augmentation
-from losses import LOSSES
 from models import NETWORKS, build_network, lab3
 from oxford_pet import evenly_spaced, load_dataset
 from recipes import RECIPES, Config
@@ -29,7 +26,7 @@ from recipes import RECIPES, Config
 
 
 def smp_unet() -> nn.Module:
-    """segmentation_models_pytorch's U-Net with a ResNet-34 encoder and fresh weights."""
+    """segmentation_models_pytorch's U-Net with a ResNet-34 encoder, randomly initialised."""
     try:
         import segmentation_models_pytorch as smp
     except ImportError:
@@ -40,7 +37,7 @@ def smp_unet() -> nn.Module:
 
 
 class OwnNorms(lab3.ResNet34UNet):
-    """Each convolution of a residual block has a BatchNorm of its own, where report lab3's two share one."""
+    """Report lab3's network, but with a BatchNorm for each convolution; lab3's two in a residual block share one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,23 +53,17 @@ def lab2_unaugmented(network: str) -> Config:
 
 
 def lab3_bce(network: str) -> Config:
-    changes = {"loss": "bce", "score_train": False, "export_weights": False}
-    return replace(RECIPES["lab3"](network), recipe="lab3-bce", **changes)
+    return replace(RECIPES["lab3"](network), recipe="lab3-bce", loss="bce", score_train=False, export_weights=False)
 
 
-PEER_NETWORKS = {"smp.Unet": smp_unet, "study.OwnNorms": OwnNorms, **choices.CHOICE_NETWORKS}
-PEER_RECIPES: dict[str, Callable[[str], Config]] = {
-    "lab2-unaugmented": lab2_unaugmented,
-    "lab3-bce": lab3_bce,
-    **choices.CHOICE_RECIPES,
-}
+PEER_NETWORKS: dict[str, Callable[[], nn.Module]] = {"smp.Unet": smp_unet, "study.OwnNorms": OwnNorms}
+PEER_RECIPES: dict[str, Callable[[str], Config]] = {"lab2-unaugmented": lab2_unaugmented, "lab3-bce": lab3_bce}
 
 
 def register() -> None:
-    """Make them known to every script that is imported in this process."""
+    """Add them to NETWORKS and RECIPES of this process."""
     NETWORKS.update(PEER_NETWORKS)
     RECIPES.update(PEER_RECIPES)
-    LOSSES.update(choices.CHOICE_LOSSES)
 
 
 # ---------------------------------------------------------------------------------------------- the plain loop
@@ -81,11 +72,11 @@ def register() -> None:
 class PlainLoop:
     """The training loop of report lab2: a DataLoader, float32, Adam, cross-entropy, and the loss read after each step.
 
-    Its data set decodes and augments each image when the image is needed, with OpenCV and imutils.
+    Its data set decodes and augments each image when it is needed, with OpenCV and imutils.
 
     Args:
         network: a key of ``models.NETWORKS``.
-        images: train on so many, evenly spaced.
+        images: number of training images, evenly spaced.
     """
 
     def __init__(
@@ -102,7 +93,7 @@ class PlainLoop:
         self.loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True)
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        """One step; its loss."""
+        """One step; returns its loss."""
         images, masks = batch["image"].to(self.device).float(), batch["mask"].to(self.device)
         self.optimizer.zero_grad()
         loss = self.criterion(self.model(images), masks)
@@ -111,7 +102,7 @@ class PlainLoop:
         return loss.item()
 
     def train_one_epoch(self) -> float:
-        """The mean loss over the steps."""
+        """Returns the mean loss over the steps."""
         self.model.train()
         losses = [self.step(batch) for batch in self.loader]
         return sum(losses) / len(losses)
@@ -127,15 +118,12 @@ class PlainLoop:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(
-        "Run src/train.py or src/evaluate.py with the study's own networks and recipes known: "
-        + ", ".join([*PEER_NETWORKS, *PEER_RECIPES])
-    )
+    names = ", ".join([*PEER_NETWORKS, *PEER_RECIPES])
+    parser = ArgumentParser(f"Run src/train.py or src/evaluate.py with these networks and recipes registered: {names}")
     parser.add_argument("script", choices=("train", "evaluate"), help="which of the two")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     args = parser.parse_args(argv)
     register()
-    engine.train_step = choices.train_step
     if args.script == "train":
         from train import main as script
     else:

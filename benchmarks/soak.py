@@ -1,4 +1,4 @@
-"""Kill, stop, starve and damage trainings in turn, resume them, and compare them with an undisturbed one to the bit.
+"""Kill, stop and starve trainings in turn, resume them, and compare them with an undisturbed one to the bit.
 
 python benchmarks/soak.py --minutes 20
 
@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import itertools
-import os
 import re
 import resource
 import shutil
@@ -20,7 +19,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,12 +34,11 @@ from draw_pets import write_dataset
 from record import RESULTS, origin, write_json
 from report import read_history
 
-TURN = ("save", "save", "SIGTERM", "damage", "full disk", "second run", "save", "SIGKILL", "SIGINT", "save", "damage")
-DONE = ("kills", "kills_inside_a_save", "signals", "full_disks", "damages", "second_runs", "finished_runs_compared")
-WRONG = ("mismatches", "unloadable", "lost_epochs", "leftovers", "violations")
+TURN = ("save", "save", "SIGTERM", "full disk", "save", "SIGKILL", "SIGINT", "save")  # save: SIGKILL inside a save
+DONE = ("kills", "kills_inside_a_save", "signals", "full_disks", "finished_runs_compared")
 MODEL, NAME, EPOCHS = "SegFormer", "soak", 12
 FLAGS = ("--image_size", 32, "--batch_size", 4, "--epochs", EPOCHS, "--save_every", 0, "--threads", 1)
-DIFFERENT = ("seconds", "images_per_second", "command")  # entries of equal runs
+DIFFERENT = ("seconds", "images_per_second", "command")  # entries in which equal runs may differ
 
 
 class Script(subprocess.Popen):
@@ -71,7 +68,7 @@ class Script(subprocess.Popen):
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether plain data is equal to the bit, but for what differs between equal runs."""
+    """True if plain data is equal to the bit, except for DIFFERENT."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(key in DIFFERENT or is_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -79,31 +76,17 @@ def is_same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def flip_bit(path: Path, rng: np.random.Generator) -> None:
-    """Flip one bit of the data of one of a checkpoint's records."""
-    with zipfile.ZipFile(path) as archive:
-        record = rng.choice([record for record in archive.infolist() if record.file_size])
-    content = bytearray(path.read_bytes())
-    name, extra = (int.from_bytes(content[record.header_offset + at :][:2], "little") for at in (26, 28))
-    content[record.header_offset + 30 + name + extra + rng.integers(record.file_size)] ^= 1 << int(rng.integers(8))
-    path.write_bytes(content)
-
-
 class Soak:
-    """A run, what is done to it, and what came of that."""
+    """A run, the faults done to it, and what came of them."""
 
     def __init__(self, work: Path, seed: int) -> None:
         self.work, self.rng, self.scripts = work, np.random.default_rng(seed), []
-        self.counts, self.violations, self.exit_seconds = Counter(), [], []
+        self.counts, self.violations = Counter(), []
         self.pets = write_dataset(work / "pets", count=40, seed=seed, size=(48, 72))
-        self.small, self.whole = work / "small" / NAME, {}
-        self.small.mkdir(parents=True)
-        self.folder, self.saved, self.left = work / "runs" / NAME, 0, set()  # epochs in last; temporary files
-        self.finish(self.go_on())  # the undisturbed run
+        self.folder, self.saved, self.whole = work / "runs" / NAME, 0, {}  # epochs in last; the undisturbed run
+        self.finish(self.go_on())
         if self.violations:
             raise UserError(f"the undisturbed run: {self.violations[0]}")
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * max(self.sizes.values())}", "tmpfs", self.small.parent]
-        self.is_mounted = subprocess.run(mount, capture_output=True).returncode == 0
 
     def run(self, script: str, *flags: object) -> Script:
         flags = ("--model", MODEL, "--name", NAME, "--data_path", self.pets, "--save_path", self.folder.parent, *flags)
@@ -111,14 +94,12 @@ class Soak:
         return self.scripts[-1]
 
     def go_on(self) -> Script:
-        """Resume the run; start it anew where it was killed before there was anything to resume."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Resume the run; start it anew if it was killed before there was anything to resume."""
         resumes = (self.folder / f"{NAME}_last.pth").is_file()
         self.counts["resumes"] += resumes
         return self.run("train", *FLAGS, "--resume" if resumes else "--overwrite")
 
-    def violate(self, script: Script, what: object, counter: str = "violations") -> None:
-        self.counts[counter] += 1
+    def violate(self, script: Script, what: object) -> None:
         said = f"{what}; exit code {script.returncode}, {script.err.read_text()[-600:]!r}"
         self.violations.append(said.replace(str(self.work), ""))
 
@@ -131,28 +112,41 @@ class Soak:
 
     def survey(self, script: Script, may_lose: int) -> None:
         """After a fault: of the epochs printed, only the last ``may_lose`` are lost; a finished run is compared."""
-        states, parts, printed = {}, set(self.folder.glob(".*.part")), script.epochs()
+        states, printed = {}, script.epochs()
         for path in self.folder.glob("*.pth"):
             try:
                 states[path.name] = load_checkpoint(path)
             except UserError as error:  # noqa: PERF203
-                self.violate(script, error, "unloadable")
+                self.violate(script, error)
         saved = states.get(f"{NAME}_last.pth", {"epoch": 0})["epoch"]
-        self.counts["lost_epochs"] += max(0, max([self.saved, *(epoch - may_lose for epoch in printed)]) - saved)
+        if saved < max([self.saved, *(epoch - may_lose for epoch in printed)]):
+            self.violate(script, f"last has epoch {saved}, after {self.saved} and {printed} were done")
         if printed and printed[0] != self.saved + 1:
             self.violate(script, f"epoch {printed[0]} followed epoch {self.saved}")
-        self.counts["leftovers"] += len(parts if script.returncode == 0 else parts & self.left if printed else ())
-        self.saved, self.left = saved, parts
-        if saved < EPOCHS:
-            return
+        self.saved = saved
+        if saved == EPOCHS:
+            self.compare(script, states)
+
+    def compare(self, script: Script, states: dict[str, Any]) -> None:
+        """Compare a finished run, and remove it. The first one was undisturbed."""
         states["history"] = read_history(self.folder / f"{NAME}_history.csv")
         self.counts["finished_runs_compared"] += bool(self.whole)
         if not self.whole:
             self.whole, self.sizes = states, {path.name: path.stat().st_size for path in self.folder.glob("*")}
         elif not is_same(states, self.whole):
-            self.violate(script, "the finished run differs from the undisturbed one", "mismatches")
+            self.violate(script, "the finished run differs from the undisturbed one")
+        if script.returncode == 0 and (stale := [path.name for path in self.folder.glob(".*.part")]):
+            self.violate(script, f"stale temporary files: {stale}")
         shutil.rmtree(self.folder)
-        self.folder, self.saved, self.left = self.work / "runs" / NAME, 0, set()
+        self.saved = 0
+
+    def finish(self, script: Script) -> None:
+        script.end()
+        self.judge(script, 0, "best validation Dice")
+        self.survey(script, may_lose=0)
+
+    def parts(self) -> set[Path]:
+        return set(self.folder.glob(".*.pth.*.part"))  # temporary files of saves
 
     def wait_for_a_moment(self, script: Script) -> None:
         """Any moment, a third of them before the first epoch ends, once the script has installed its handlers."""
@@ -163,12 +157,12 @@ class Soak:
         until = time.monotonic() + self.rng.uniform(0, 2)
         script.wait_until(lambda: time.monotonic() > until)
 
-    def wait_for_a_save(self, script: Script) -> None:
+    def wait_for_a_save(self, script: Script, stale: set[Path]) -> None:
         """Until a random fraction of one of the next four checkpoints is written."""
         number, fraction, seen = self.rng.integers(1, 5), self.rng.uniform(0, 1), set()
 
         def is_written() -> bool | None:
-            seen.update(parts := set(self.folder.glob(".*.pth.*.part")) - self.left)
+            seen.update(parts := self.parts() - stale)
             with suppress(FileNotFoundError):  # renamed just now
                 written = [part.stat().st_size / self.sizes[part.name[1:].rsplit(".", 2)[0]] for part in parts]
                 return len(seen) >= number and max(written, default=0) >= fraction
@@ -177,83 +171,41 @@ class Soak:
 
     def strike(self, kind: str) -> None:
         """SIGKILL inside a save, or that signal at any moment."""
-        number, script = signal.Signals["SIGKILL" if kind == "save" else kind], self.go_on()
-        (self.wait_for_a_save if kind == "save" else self.wait_for_a_moment)(script)
-        started, is_kill = time.monotonic(), number == signal.SIGKILL
+        stale, number = self.parts(), signal.Signals["SIGKILL" if kind == "save" else kind]
+        script = self.go_on()
+        self.wait_for_a_save(script, stale) if kind == "save" else self.wait_for_a_moment(script)
+        is_kill = number == signal.SIGKILL
         script.end(number)
         self.counts["kills" if is_kill else "signals"] += script.returncode != 0
         if script.returncode and is_kill:
             self.judge(script, -number, "")
-            self.counts["kills_inside_a_save"] += bool(set(self.folder.glob(".*.pth.*.part")) - self.left)
+            self.counts["kills_inside_a_save"] += bool(self.parts() - stale)
         elif script.returncode:
-            self.exit_seconds.append(time.monotonic() - started)
             is_resumable = (self.folder / f"{NAME}_last.pth").is_file()
             advice = rf"go on with: .*--name {NAME} .*--resume$|" if is_resumable else ""
             self.judge(script, 128 + number, rf"{advice}^interrupted$|^terminated$")
         self.survey(script, may_lose=int(is_kill))
 
     def fill_disk(self) -> None:
-        """Fill the small disk, to which the run moves; without one, limit the size of the process's files instead."""
-        if self.is_mounted and self.folder != self.small:
-            if self.folder.is_dir():
-                shutil.copytree(self.folder, self.small, dirs_exist_ok=True)
-                shutil.rmtree(self.folder)
-            self.folder, self.left = self.small, {self.small / part.name for part in self.left}
+        """Limit the size of the process's files: the next save fails as on a full disk."""
         script, free = self.go_on(), int(self.rng.uniform(0.01, 0.9) * max(self.sizes.values()))
         self.wait_for_a_moment(script)
-        with tempfile.TemporaryFile(dir=self.small.parent) as ballast:
-            while script.poll() is None:  # again and again: a save in progress frees what it replaces
-                with suppress(OSError):
-                    if self.is_mounted:
-                        surplus = shutil.disk_usage(self.small).free - free
-                        os.posix_fallocate(ballast.fileno(), os.fstat(ballast.fileno()).st_size, surplus)
-                    else:
-                        resource.prlimit(script.pid, resource.RLIMIT_FSIZE, (free, free))
-                time.sleep(0.01)
+        with suppress(ProcessLookupError):
+            resource.prlimit(script.pid, resource.RLIMIT_FSIZE, (free, free))
+        script.end()
         if script.returncode:
             self.judge(script, 1, "^error: the disk is full")
             self.counts["full_disks"] += 1
         self.survey(script, may_lose=1)
 
-    def damage(self) -> None:
-        """Flip a bit or cut the end off: what reads the file refuses it."""
-        while not (self.folder / f"{NAME}_last.pth").is_file():
-            self.strike("SIGTERM")
-        path = self.rng.choice(sorted(self.folder.glob(f"{NAME}_[bl]*t.pth")))  # best, last
-        content, which = path.read_bytes(), path.stem.removeprefix(f"{NAME}_")
-        flip_bit(path, self.rng) if self.rng.random() < 0.5 else os.truncate(path, self.rng.integers(len(content)))
-        resume = which == "last" and self.rng.random() < 0.5
-        script = self.run("train", "--resume") if resume else self.run("evaluate", "--load_model_epoch", which)
-        script.end()
-        self.judge(script, 1, f"^error: {re.escape(str(path))} is ")
-        path.write_bytes(content)
-        self.counts["damages"] += 1
-
-    def start_second(self) -> None:
-        if self.saved > EPOCHS // 3:  # the first has to outlast the other's start
-            self.finish(self.go_on())
-        first = self.go_on()
-        first.wait_until(first.epochs)
-        second = self.run("train", *FLAGS, *(("--resume",), ("--overwrite",), ())[self.rng.integers(3)])
-        second.end()
-        if first.poll() is None:
-            self.judge(second, 1, f"^error: .*held by process {first.pid} on ")
-            self.counts["second_runs"] += 1
-        self.finish(first)
-
-    def finish(self, script: Script) -> None:
-        script.end()
-        self.judge(script, 0, "best validation Dice")
-        self.survey(script, may_lose=0)
-
     def soak(self, minutes: float) -> None:
         """Do what ``TURN`` says again and again, everything once at least."""
         until = time.monotonic() + 60 * minutes
-        acts = {"damage": self.damage, "full disk": self.fill_disk, "second run": self.start_second}
         try:
             for index, kind in enumerate(itertools.cycle(TURN)):
-                acts[kind]() if kind in acts else self.strike(kind)
-                print(f"{kind}: " + ", ".join(f"{self.counts[name]} {name}" for name in (*DONE, *WRONG)), flush=True)
+                self.fill_disk() if kind == "full disk" else self.strike(kind)
+                done = ", ".join(f"{self.counts[name]} {name}" for name in DONE)
+                print(f"{kind}: {done}, {len(self.violations)} violations", flush=True)
                 if time.monotonic() > until and (all(self.counts[name] for name in DONE) or index > 3 * len(TURN)):
                     break
             if self.saved:
@@ -261,12 +213,10 @@ class Soak:
         finally:
             for script in self.scripts:
                 script.end(signal.SIGKILL)
-            if self.is_mounted:
-                subprocess.run(["umount", self.small.parent], check=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser("Kill, stop, starve and damage trainings, and compare them with an undisturbed one.")
+    parser = ArgumentParser("Kill, stop and starve trainings, resume them, and compare them with an undisturbed one.")
     parser.add_argument("--minutes", type=positive_float, default=20.0, help="at least; each fault comes once anyway")
     parser.add_argument("--seed", type=whole_number, default=0, help="of the pets, and of what is done when")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
@@ -277,12 +227,10 @@ def main(argv: list[str] | None = None) -> None:
         soak = Soak(Path(folder), args.seed)
         soak.soak(args.minutes)
     figures = {"minutes": round((time.monotonic() - started) / 60, 1)}
-    figures |= {name: soak.counts[name] for name in (*DONE, "resumes", *WRONG)}
-    seconds = {"median": np.median(soak.exit_seconds or 0), "max": max(soak.exit_seconds, default=0)}
-    figures["seconds_from_signal_to_exit"] = {name: round(float(value), 2) for name, value in seconds.items()}
-    figures |= {"full_disk": "tmpfs" if soak.is_mounted else "RLIMIT_FSIZE", "first_violations": soak.violations[:5]}
+    figures |= {name: soak.counts[name] for name in (*DONE, "resumes")}
+    figures |= {"violations": len(soak.violations), "first_violations": soak.violations[:5]}
+    print("\n".join(f"{name}: {figure}" for name, figure in figures.items()))
     write_json(args.results / "soak-cpu.json", figures | origin("soak.py", sys.argv[1:] if argv is None else argv))
-    print("\n".join(("| what | figure |", "| --- | --- |", *(f"| {name} | {figures[name]} |" for name in figures))))
 
 
 if __name__ == "__main__":

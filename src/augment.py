@@ -21,7 +21,7 @@ class Augmentation:
     horizontal_flip: float = 0.0  # probability
     vertical_flip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, uniform in both directions
-    integer_degrees: bool = False  # only integer degrees: for rotation 15, from -15 to 14, all equally likely
+    integer_degrees: bool = False  # only whole degrees: for rotation 15, from -15 to 14, all equally likely
     zoom: float = 1.0  # largest factor, log-uniform from its inverse; above 1 the pet grows
     stretch: float = 1.0  # largest ratio of width to height, log-uniform from its inverse
     shift: float = 0.0  # fraction of the side, uniform in both directions

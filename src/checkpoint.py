@@ -104,7 +104,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(f"it lacks the entry {min(missing)}")
         config = Config.from_dict(state["config"])
         with torch.device("meta"):  # allocates no memory
-            NETWORKS[config.network]().load_state_dict(state["model"], assign=True)
+            # A plain dict: PyTorch notes ``assign`` in a state dict, and would assign again where it is loaded next.
+            NETWORKS[config.network]().load_state_dict(dict(state["model"]), assign=True)
         for name, value in state["model"].items():
             if not value.isfinite().all():
                 raise UserError(f"its weights are not finite, {name} first: its run diverged; take an earlier one")

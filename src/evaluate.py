@@ -24,9 +24,10 @@ from torch import Tensor
 import metrics
 from checkpoint import checkpoint_path, load_checkpoint, provenance
 from models import network_names
-from oxford_pet import MODES, Split, find_root, image_path, load_split, read_breeds, training_data_path, trimap_path
+from oxford_pet import MODES, find_root, image_path, read_breeds, training_data_path, trimap_path
 from predictor import Predictor, resize_logits
-from recipes import RECIPES, Config
+from recipes import RECIPES, Config, check_network
+from split import Split, load_split
 from trimap import BOUNDARIES, decode_trimap, split_boundary, target_and_weight
 
 OnMask = Callable[[Path, np.ndarray, np.ndarray, str], None]  # image file, mask, trimap, boundary: see score_split
@@ -218,8 +219,8 @@ def open_checkpoint(path: Path, network: str | None, recipe: str | None) -> dict
     config: Config = state["config"]
     if recipe and config.recipe != recipe:
         raise UserError(f"{path} was trained by the recipe {config.recipe}, not by --recipe {recipe}")
-    if network and config.network not in (network, RECIPES.get(config.recipe, Config)(network).network):
-        raise UserError(f"{path} holds the network {config.network}, not what --model {network} stands for")
+    if network:
+        check_network(config, network, str(path))
     return state
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from plumbing import cli
 from plumbing.cli import OUTPUTS, ArgumentParser, choose_device, describe, plural, run_script
-from plumbing.files import atomic_write, locked, remove_leftovers
+from plumbing.files import atomic_write, locked, remove_stale_temp_files
 from plumbing.images import decode_image, in_threads
 
 import numpy as np
@@ -164,7 +164,7 @@ def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options:
         return
     with locked(options.output / ".lock", wait=True):
         for folder in {result_path(photo, "mask", options).parent for photo in photos}:
-            remove_leftovers(folder, *(f"*_{product}.png" for product in PRODUCTS))
+            remove_stale_temp_files(folder, *(f"*_{product}.png" for product in PRODUCTS))
         errors = predict_photos(predictor, photos, options)
     if errors:
         sys.exit(1)
@@ -177,7 +177,7 @@ def predict_test_split(
     started = time.monotonic()
     thumbnails: dict[str, Any] | None = None if masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
-        remove_leftovers(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
+        remove_stale_temp_files(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
         write = partial(write_prediction, output, thumbnails)
         report = score_checkpoint(path, state, "test", device, options, write)
         sheet = write_contact_sheet(output, report)

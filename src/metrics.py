@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from oxford_pet import Split, images_and_trimaps
 from predictor import Predictor
+from split import Split, images_and_trimaps
 from trimap import target_and_weight
 
 BOUNDARY_TOLERANCE = 0.0075  # of the boundary F-score, as a fraction of the image's diagonal

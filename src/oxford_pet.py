@@ -4,36 +4,20 @@ Source: Parkhi et al., "Cats and Dogs" (CVPR 2012), https://www.robots.ox.ac.uk/
 """
 
 import argparse
-import gzip
-import hashlib
 import re
-import shutil
-import sys
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from http.client import HTTPException
+from collections.abc import Callable
 from pathlib import Path
 
-from plumbing.cli import (
-    REPO,
-    ArgumentParser,
-    UserError,
-    run_script,
-    shell,
-)
-from plumbing.files import atomic_folder, atomic_write, locked, remove_leftovers
-from plumbing.images import decode_image, in_threads, read_bytes, resize_image
+from plumbing.cli import REPO, ArgumentParser, UserError, run_script, shell
+from plumbing.download import download_archives
+from plumbing.files import locked
+from plumbing.images import decode_image, read_bytes, resize_image
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap, split_boundary, without_split
+from trimap import BACKGROUND, BOUNDARY, PET, decode_trimap, resize_trimap
 
 DATASET = REPO / "dataset" / "oxford-iiit-pet"
 MODES = ("train", "valid", "test")
@@ -42,7 +26,6 @@ ARCHIVES = {  # URL and MD5
     "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
     "https://www.robots.ox.ac.uk/~vgg/data/pets/data/annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f",
 }
-UNPACKED_BYTES = 4 * 2**30  # at most, of an archive: five times the data set
 
 
 # ---------------------------------------------------------------------------------------------- files and splits
@@ -69,7 +52,7 @@ def training_data_path(data_path: str) -> Path:
     """The folder of the data that a run trained on.
 
     Raises:
-        UserError: it is no longer there; no other data takes its place by itself.
+        UserError: it is gone; no other data takes its place by itself.
     """
     trained_on = REPO / data_path
     if not trained_on.is_dir() and trained_on != DATASET:
@@ -77,48 +60,47 @@ def training_data_path(data_path: str) -> Path:
     return trained_on
 
 
-def read_lines(root: Path, list_name: str) -> dict[str, list[str]]:
-    """Read ``annotations/<list_name>.txt``: by the name that a line begins with, its other words, in file order.
+def read_columns(root: Path, list_name: str) -> dict[str, list[str]]:
+    """Read ``annotations/<list_name>.txt``: the columns behind each sample's name, in file order.
 
     Raises:
-        UserError: the list cannot be read, or a name in it is there twice or is no plain file name: results are
-            written under these names, and must stay in their folder.
+        UserError: the list cannot be read, or a name is listed twice or is no safe file stem: outputs bear these names.
     """
     path = root / "annotations" / f"{list_name}.txt"
     try:
         lines = read_bytes(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a list in UTF-8: {error}") from error
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, *columns = line.split()
+        name, *others = line.split()
         if not is_plain_name(name):
             raise UserError(f"{path}, line {number}: {name[:200]!r} is no plain name of a file")
-        if name in found:
+        if name in columns:
             raise UserError(f"{path}, line {number}: {name} is on a line above already")
-        found[name] = columns
-    return found
+        columns[name] = others
+    return columns
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether ``name``, with an ending behind it, can only be a visible file of the folder that it is put in."""
-    return not (re.search(r"[/\\:\x00-\x1f\x7f-\x9f\ufeff]", name) or name.startswith(".") or len(name.encode()) > 200)
+    """True if ``name`` is a safe file stem: no separators (of Windows too), no NUL, no leading dot."""
+    return not re.search(r"^\.|[/\\:\0]", name)
 
 
 def read_list(root: Path, list_name: str) -> list[str]:
-    """The samples' names in ``annotations/<list_name>.txt``, as ``read_lines`` reads it."""
-    return list(read_lines(root, list_name))
+    """The samples' names in ``annotations/<list_name>.txt``, in file order; raises as ``read_columns`` does."""
+    return list(read_columns(root, list_name))
 
 
 def read_breeds(root: Path) -> dict[str, dict[str, str]]:
-    """Each sample's breed and species, by its name, where the lists have the original's columns.
+    """Each sample's breed and species, by name, if the lists have the original's columns.
 
-    These are the name, as ``american_bulldog_10``; the class; the species, 1 cat or 2 dog; the breed's number.
+    These are the name (``american_bulldog_10``), the class, the species (1 cat, 2 dog) and the breed's number.
     """
     breeds = {}
-    for name, columns in (read_lines(root, "trainval") | read_lines(root, "test")).items():
+    for name, columns in (read_columns(root, "trainval") | read_columns(root, "test")).items():
         breed = name.rpartition("_")[0].replace("_", " ")
         if breed and len(columns) == 3 and columns[1] in ("1", "2"):
             breeds[name] = {"breed": breed, "species": "cat" if columns[1] == "1" else "dog"}
@@ -128,11 +110,11 @@ def read_breeds(root: Path) -> dict[str, dict[str, str]]:
 def read_split(root: Path, mode: str) -> list[str]:
     """Read the names of a split's samples.
 
-    A data set that has ``annotations/valid.txt`` says itself what is valid; the others of trainval.txt are train. Where
-    there is none, as in the original, every tenth of trainval.txt, from its first on, is valid.
+    Validation is ``annotations/valid.txt`` if the data set has one, else every tenth name of trainval.txt, the first
+    included. Training is the rest of trainval.txt.
 
     Args:
-        mode: train (3312 of the real data), valid (368) or test (3669).
+        mode: train (3312 samples of the real data), valid (368) or test (3669).
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, not one of {', '.join(MODES)}")
@@ -165,13 +147,6 @@ def missing_files(root: Path) -> list[Path]:
     """The images and trimaps that are listed but missing."""
     names = [name for mode in MODES for name in read_split(root, mode)]
     return [path for name in names for path in (image_path(root, name), trimap_path(root, name)) if not path.is_file()]
-
-
-def training_data_path(data_path: str) -> Path:
-    trained_on = REPO / data_path
-    if not trained_on.is_dir() and trained_on != DATASET:
-        raise UserError(f"the run's data {trained_on} is no longer there; say where it is with --data_path")
-    return trained_on
 
 
 # ---------------------------------------------------------------------------------------------- sample by sample
@@ -217,18 +192,15 @@ class SimpleOxfordPetDataset(torch.utils.data.Dataset):
 
 
 def rotate_and_flip(image: np.ndarray, mask: np.ndarray, trimap: np.ndarray) -> dict[str, np.ndarray]:
-    """Augment a sample as report lab2 did; PyTorch's generator draws how.
+    """Augment a sample as report lab2 did: rotation by -15 to 14 whole degrees, and each flip with probability 0.5.
 
-    A rotation by a whole number of degrees from -15 to 14, a horizontal and a vertical flip with probability 0.5 each,
-    the same for all three arrays. The empty corners are black, and background.
+    PyTorch's generator draws them. The empty corners are black, and background.
 
     Args:
-        image: (H, W, 3) uint8.
-        mask: (H, W) float32, 1 where the trimap is not background.
-        trimap: (H, W) uint8.
+        image, mask, trimap: (H, W, 3) uint8, (H, W) float32 (1 where the trimap is not background), (H, W) uint8.
 
     Returns:
-        A dict of image, mask and trimap, of the same shapes and dtypes.
+        A dict of the three, of the same shapes and dtypes.
     """
     from imutils import rotate
 
@@ -248,15 +220,7 @@ def rotate_and_flip(image: np.ndarray, mask: np.ndarray, trimap: np.ndarray) -> 
 
 
 def load_dataset(data_path: str | Path, mode: str) -> SimpleOxfordPetDataset:
-    """Load a split as report lab2 did: downloaded if it is missing, augmented in mode train.
-
-    Args:
-        data_path: the data set's folder, such as ``dataset/oxford-iiit-pet``.
-        mode: train, valid or test.
-
-    Raises:
-        UserError: the download failed, or the folder holds other files.
-    """
+    """Load a split as report lab2 did: downloaded if it is missing, augmented if the mode is train."""
     try:
         root = find_root(data_path)
     except UserError:
@@ -265,262 +229,24 @@ def load_dataset(data_path: str | Path, mode: str) -> SimpleOxfordPetDataset:
     return SimpleOxfordPetDataset(root, mode, rotate_and_flip if mode == "train" else None)
 
 
-# ---------------------------------------------------------------------------------------------- a split at once
-
-
-@dataclass
-class Split:
-    """A decoded, cached split.
-
-    Attributes:
-        root: the data set's own folder.
-        mode: train, valid or test.
-        names: of the samples, in the order of the pixels.
-        pixels: (n, S, S, 4) uint8: red, green, blue, trimap (``split_boundary``); on the device, or a memory map.
-    """
-
-    root: Path
-    mode: str
-    names: list[str]
-    pixels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def fingerprint(self) -> str:
-        """A CRC-32 of the names and the pixels, the trimaps as in the files: equal for equal data, wherever it lies."""
-        crc = zlib.crc32("\n".join(self.names).encode())
-        for part in self.pixels.split(64):
-            pixels = part.cpu().numpy().copy()
-            pixels[..., 3] = without_split(pixels[..., 3])
-            crc = zlib.crc32(pixels.data, crc)
-        return f"{crc:08x}"
-
-    def to(self, device: torch.device) -> "Split":
-        """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""
-        fits = device.type != "cuda" or self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
-        return replace(self, pixels=self.pixels.to(device)) if fits else self
-
-    def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
-        """Yield samples in the given order as pixels (N, S, S, 4) uint8 on a device.
-
-        Pixels that are elsewhere are fetched ahead by threads, so the device does not wait for the disk.
-
-        Args:
-            order: (n,) int64, indices of samples, on the CPU.
-            size: of a batch; the last one may be smaller.
-        """
-        if self.pixels.device.type == device.type or not len(order):
-            yield from (self.pixels[part] for part in order.to(device).split(size) if len(part))
-            return
-
-        def fetch(part: Tensor) -> Tensor:
-            pixels = self.pixels[part]
-            return pixels.pin_memory() if device.type == "cuda" else pixels
-
-        for pixels in in_threads(fetch, order.split(size), ahead=1):
-            yield pixels.to(device, non_blocking=True)
-
-
-def images_and_trimaps(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (N, S, S, 4) uint8 pixels into images (N, 3, S, S) float32, 0 to 255, and trimaps (N, 1, S, S) uint8."""
-    pixels = pixels.permute(0, 3, 1, 2)  # (N, 4, S, S)
-    return pixels[:, :3].float(), pixels[:, 3:]
-
-
-def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | None = None) -> Split:
-    """Decode a split to ``image_size``, once: the pixels are kept in ``.cache/`` of the data set's folder.
-
-    A cached file is used only while each image and trimap has the name, size and time of change that it had. Of runs
-    that start at once, one decodes and the others wait for it.
-
-    Args:
-        limit: keep only so many samples, evenly spaced.
-
-    Raises:
-        UserError: no data set there, an empty list, or a file that is missing or cannot be read.
-    """
-    root = find_root(data_path)
-    names = evenly_spaced(read_split(root, mode), limit)
-    if not names:
-        raise UserError(f"the {mode} split of {root} is empty")
-    prefix = f"{mode}-{len(names)}x{image_size}-"
-    cached = root / ".cache" / f"{prefix}{_cache_key(root, names)}.npy"
-    shape = (len(names), image_size, image_size, 4)
-    pixels = _read_cache(cached, shape)
-    if pixels is None:
-        try:
-            pixels = _decode_to_cache(cached, shape, root, names)
-        except OSError as error:  # a folder that cannot be written, a full disk: training works without the cache
-            print(f"note: the decoded {mode} split is not kept in {cached.parent} ({error.strerror})", file=sys.stderr)
-            pixels = np.stack(list(decode_all(root, names, image_size)))
-    for stale in cached.parent.glob(f"{prefix}*.npy"):
-        if stale != cached:
-            with suppress(OSError):  # Windows: another run still reads it
-                stale.unlink()
-    return Split(root, mode, names, torch.from_numpy(pixels))
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Map the decoded pixels into memory; None if they are not there or broken."""
-    with suppress(OSError, ValueError, EOFError):
-        pixels = np.load(path, mmap_mode="c")
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return pixels
-    return None
-
-
-def _decode_to_cache(path: Path, shape: tuple[int, ...], root: Path, names: list[str]) -> np.ndarray:
-    """Decode a split and keep the pixels, unless another process that has the lock does so."""
-    with locked(path.parent / ".lock", wait=True):
-        pixels = _read_cache(path, shape)
-        if pixels is not None:
-            return pixels
-        remove_leftovers(path.parent, "*.npy")
-        with atomic_write(path) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for sample in decode_all(root, names, shape[1]):
-                file.write(sample.data)
-        return np.load(path, mmap_mode="c")
-
-
-def decode_all(root: Path, names: list[str], image_size: int, task: str = "decoding") -> Iterator[np.ndarray]:
-    """Yield (S, S, 4) uint8 of red, green, blue and trimap for each name, in order, decoded in one thread per core.
-
-    Args:
-        task: what the progress bar says.
-    """
-
-    def decode(name: str) -> np.ndarray:
-        image = decode_image(image_path(root, name))
-        trimap = split_boundary(decode_trimap(trimap_path(root, name)))
-        pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
-        return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
-
-    yield from tqdm(in_threads(decode, names), task, len(names), unit=" images", leave=False, disable=None)
-
-
-def _cache_key(root: Path, names: list[str]) -> str:
-    """A hash of all that the decoded pixels depend on."""
-    digest = hashlib.sha256(b"decoder 3")
-    for name in names:
-        for path in (image_path(root, name), trimap_path(root, name)):
-            try:
-                stat = path.stat()
-            except OSError as error:
-                command = shell("python", "tools/check_data.py", root)
-                raise UserError(
-                    f"{path} is listed but cannot be read ({error.strerror}); all such files: {command}"
-                ) from None
-            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 # ---------------------------------------------------------------------------------------------- download
 
 
 def download(target: Path = DATASET) -> None:
-    """Download the archives (0.8 GB), verify their checksums, unpack them and move the complete folder to ``target``.
-
-    Archives that were placed by hand beside ``target`` are used instead. An interrupted download keeps the archives
-    that are complete for the next try.
+    """Download the data set (0.8 GB) to ``target``, unless it is there, as ``plumbing.download`` does.
 
     Raises:
-        UserError: no network, a wrong checksum, or ``target`` holds other files or an incomplete data set.
+        BlockingIOError: another process downloads it.
+        FileExistsError: ``target`` holds other files, or an incomplete data set.
+        UserError: the download failed.
     """
-    if is_complete_data_set(target):
-        return
-    parent = target.absolute().parent
-    with locked(parent / f".{target.name}.lock"):
-        if is_complete_data_set(target):  # another process has downloaded it meanwhile
+    with locked(target.absolute().parent / f".{target.name}.lock"):
+        if (target / "annotations" / "trainval.txt").is_file() and not missing_files(target):
+            print(f"{target} is complete already")
             return
-        downloaded = parent / f".{target.name}.download"
-        for partial in downloaded.glob("*.partial"):  # of a download that was killed
-            partial.unlink()
-        archives = [_fetch(url, md5, parent, downloaded) for url, md5 in ARCHIVES.items()]
-        with atomic_folder(target) as folder:
-            for archive in archives:
-                print(f"unpacking {archive.name}", flush=True)
-                _unpack(archive, folder)
-        shutil.rmtree(downloaded, ignore_errors=True)
+        hint = "Or draw pets: `python tools/draw_pets.py dataset/drawn-pets`, for `--data_path dataset/drawn-pets`."
+        download_archives(ARCHIVES, target, hint)
     print(f"wrote {target}")
-
-
-def is_complete_data_set(target: Path) -> bool:
-    """Whether the data set is there, which is then said; False if there is nothing.
-
-    Raises:
-        UserError: there is something else, or a part of it.
-    """
-    if not (target.is_dir() and any(target.iterdir())):
-        return False
-    if not (target / "annotations" / "trainval.txt").is_file():
-        raise UserError(f"{target} is not a data set and not empty; name another folder to download to")
-    missing = missing_files(target)
-    if missing:
-        raise UserError(
-            f"{target} lacks {len(missing)} of its listed files, {missing[0]} first; remove it to download anew"
-        )
-    print(f"{target} is complete already")
-    return True
-
-
-def _fetch(url: str, md5: str, parent: Path, downloaded: Path) -> Path:
-    """Return the path of an archive with the right checksum, in ``parent`` or downloaded to ``downloaded``."""
-    name = url.rsplit("/", 1)[1]
-    for path in (parent / name, downloaded / name):
-        if path.is_file() and _md5(path) == md5:
-            print(f"using {path}")
-            return path
-    if (parent / name).is_file():
-        raise UserError(f"{parent / name} is broken: its MD5 is not {md5}; remove it, or copy it from {url} again")
-    downloaded.mkdir(parents=True, exist_ok=True)
-    print(f"downloading {url}", flush=True)
-    try:
-        torch.hub.download_url_to_file(url, str(downloaded / name), progress=sys.stderr.isatty())
-        if _md5(downloaded / name) != md5:
-            (downloaded / name).unlink()
-            raise OSError(f"the checksum of {url} is wrong")
-    except (OSError, HTTPException) as error:
-        names = " and ".join(url.rsplit("/", 1)[1] for url in ARCHIVES)
-        raise UserError(
-            f"the download failed: {error}\n"
-            f"By hand: put {names} (from https://www.robots.ox.ac.uk/~vgg/data/pets/)\n"
-            f"into {parent} and run the command again.\n"
-            "Without the data: `python tools/draw_pets.py dataset/drawn-pets` draws pets, "
-            "and `--data_path dataset/drawn-pets` trains on them."
-        ) from error
-    return downloaded / name
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack an archive into a folder, and nothing elsewhere.
-
-    Raises:
-        UserError: it is broken, would write outside the folder, or unpacks to more than ``UNPACKED_BYTES``.
-    """
-    unpacked = 0
-
-    def check(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        nonlocal unpacked
-        unpacked += member.size
-        if unpacked > UNPACKED_BYTES:
-            raise tarfile.TarError(f"it unpacks to more than {UNPACKED_BYTES:,} bytes")
-        return tarfile.data_filter(member, path)  # refuses names and links that lead outside, and devices
-
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(folder, filter=check)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{archive} cannot be unpacked: {error}") from error
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

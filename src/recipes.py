@@ -253,6 +253,12 @@ def lab3(network: str) -> Config:
 RECIPES: dict[str, Callable[[str], Config]] = {recipe.__name__: recipe for recipe in (default, fast, cpu, lab2, lab3)}
 
 
+def check_network(config: Config, network: str, what: str) -> None:
+    """Raise UserError unless ``--model network`` stands for the config's network, by its recipe or by name."""
+    if config.network not in (network, RECIPES.get(config.recipe, Config)(network).network):
+        raise UserError(f"{what} holds the network {config.network}, not what --model {network} stands for")
+
+
 def resolve_config(
     network: str, typed: dict[str, Any], start: dict[str, Any] | None = None, exactly: bool = False
 ) -> Config:
@@ -269,8 +275,7 @@ def resolve_config(
     if start is None:
         return dataclasses.replace(RECIPES[typed.get("recipe", "default")](network), **typed)
     old: Config = start["config"]
-    if old.network not in (network, RECIPES.get(old.recipe, Config)(network).network):
-        raise UserError(f"the run holds the network {old.network}, not what --model {network} stands for")
+    check_network(old, network, "the run")
     fixed = typed.keys() - {"stop_at_dice"} if exactly else typed.keys() & {"recipe", "image_size", "boundary", "limit"}
     changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
     if changed:

@@ -18,16 +18,16 @@ from plumbing.cli import (
     plural,
     shell,
 )
-from plumbing.files import atomic_write, remove_leftovers
+from plumbing.files import atomic_write, remove_stale_temp_files
 
 import torch
 from tqdm import tqdm
 
 from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
 from models import build_network, count_parameters, network_names
-from oxford_pet import Split
 from recipes import Config
 from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
+from split import Split
 from trimap import target_and_weight
 
 PAGE_SECONDS = 30  # between two writings of the page
@@ -115,7 +115,7 @@ class Run:
         if ranks.rank():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder, f"{self.name}_*")
+        remove_stale_temp_files(self.folder, f"{self.name}_*")
         if is_new:
             self.write("0")
             for path in self.folder.glob(f"{self.name}_*"):

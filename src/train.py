@@ -27,10 +27,11 @@ from engine import EMA, Progress, make_optimizer
 from losses import LOSSES
 from metrics import evaluate
 from models import build_network, network_names
-from oxford_pet import DATASET, Split, download, find_root, images_and_trimaps, load_split, training_data_path
+from oxford_pet import DATASET, download, find_root, training_data_path
 from predictor import Predictor
 from recipes import RECIPES, Config, resolve_config
 from run import Run, print_data, print_end, print_epoch, print_plan
+from split import Split, images_and_trimaps, load_split
 from trimap import BOUNDARIES, target_and_weight
 
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
@@ -209,12 +210,13 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
         run.write("final")  # before ``last``, which cannot be resumed once it says that all is done
         if trainer.config.export_weights:
             run.export_weights()
+        run.save()
     except Stopped:
         trainer.check_finite()
         progress.loss_sum = ranks.mean(progress.loss_sum)
+        run.save()
     finally:  # also of a run that fails
         run.publish(is_live=False)
-    run.save()
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -256,8 +258,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
     args.resume |= args.load_model_epoch == "last"
     args.overwrite |= args.load_model_epoch == "0"
-    args.typed = {one.name: getattr(args, one.name, None) for one in fields(Config)}
-    args.typed = {name: value for name, value in args.typed.items() if value is not None}
+    args.typed = {one.name: vars(args)[one.name] for one in fields(Config) if vars(args).get(one.name) is not None}
     return args
 
 
@@ -285,9 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         if not start and not args.overwrite:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
         config = resolve_config(args.model, args.typed, start, exactly)
-        wanted = config.precision
-        if exactly:
-            wanted = start.get("training", {}).get("precision", wanted)
+        wanted = start.get("training", {}).get("precision", config.precision) if exactly else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
         root = find_data(args.data_path, start and start["data_path"])
 

@@ -43,13 +43,19 @@ def split_boundary(trimap: np.ndarray) -> np.ndarray:
     Returns:
         (H, W) uint8 of 1, 2, 3 and 4.
     """
-    far = float(sum(trimap.shape))  # more than any distance within the image
+    split = trimap.copy()
+    if not (trimap == PET).any():
+        return split
+    # All outside this rectangle is background, so a margin of 1 holds the nearest background pixel of each pixel.
+    x, y, width, height = cv2.boundingRect((trimap != BACKGROUND).view(np.uint8))
+    window = split[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1]
     to_pet, to_background = (
-        cv2.distanceTransform((trimap != value).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).clip(max=far)
+        cv2.distanceTransform((window != value).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         for value in (PET, BACKGROUND)
     )
-    is_inner = (trimap == BOUNDARY) & (to_pet <= to_background) & (to_pet < far)
-    return np.where(is_inner, np.uint8(INNER_BOUNDARY), trimap)
+    # The last bit of OpenCV's distances differs from call to call, so equal ones need a tolerance.
+    window[(window == BOUNDARY) & (to_pet < to_background + 1e-3)] = INNER_BOUNDARY
+    return split
 
 
 def without_split(trimaps: np.ndarray) -> np.ndarray:

@@ -20,9 +20,9 @@ import inference
 import train
 from augment import draw_epoch
 from checkpoint import load_checkpoint
-from oxford_pet import Split, images_and_trimaps, load_split
 from predictor import SMALL_WEIGHTS, Predictor
 from recipes import RECIPES, Config
+from split import Split, images_and_trimaps, load_split
 from train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

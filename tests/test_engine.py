@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from augment import draw_epoch
 from engine import EMA, Progress
 from models import NETWORKS
-from oxford_pet import images_and_trimaps, load_split
 from recipes import RECIPES, Config
+from split import images_and_trimaps, load_split
 from train import Trainer
 from trimap import target_and_weight
 

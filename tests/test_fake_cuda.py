@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import train
 from losses import LOSSES
-from oxford_pet import Split
 from predictor import Predictor
 from recipes import OPTIMIZERS, RECIPES
+from split import Split
 from train import Trainer
 
 GPU = torch.device("cuda:0")

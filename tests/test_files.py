@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from plumbing.cli import REPO
-from plumbing.files import atomic_folder, atomic_write, locked, remove_leftovers
+from plumbing.files import atomic_folder, atomic_write, locked, remove_stale_temp_files
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_file_takes_its_name_only_when_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_filling_left_is_removed(tmp_path: Path) -> None:
+def test_stale_temp_folder_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".pets.01234567.part" / "images").mkdir(parents=True)
     with atomic_folder(tmp_path / "pets"):
         pass
@@ -100,12 +100,12 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     assert caught.value.filename == str(tmp_path / ".R.lock")
 
 
-def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_stale_temp_files_are_removed(tmp_path: Path) -> None:
     others = {".U_last.pth.12345678.part", "R_last.pth", ".R_notes", ".R_mine.part", ".R_mine.2026.part"}
     for name in (".R_last.pth.12345678.part", *others):
         (tmp_path / name).touch()
     (tmp_path / ".R_folder.12345678.part" / "inner").mkdir(parents=True)
-    remove_leftovers(tmp_path, "R_*")
+    remove_stale_temp_files(tmp_path, "R_*")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == others
 

@@ -45,6 +45,7 @@ WAYS_TO_SAVE: dict[str, Callable[[Path], None]] = {
     "CMYK jpg": save(COLOURS, "JPEG", "CMYK", quality=100),
     "png": save(COLOURS, "PNG"),
     "palette png": save(COLOURS, "PNG", "P"),
+    "palette png with transparency": save(COLOURS, "PNG", "P", transparency=bytes(range(200))),
     "RGBA png": save(np.dstack((COLOURS, np.full((16, 24), 9, np.uint8))), "PNG"),
     "16-bit png": save_16_bit_colours,
     "GIF": save(COLOURS, "GIF", "P"),
@@ -67,15 +68,13 @@ def test_every_kind_of_image_is_read_under_any_ending(tmp_path: Path, way: str) 
         np.testing.assert_allclose(image[part].astype(int), expected[part].astype(int), atol=4)
 
 
-def test_jpeg_is_decoded_as_by_pillow_and_bytes_behind_its_end_do_not_matter(tmp_path: Path) -> None:
+def test_bytes_behind_the_end_of_a_jpeg_do_not_matter(tmp_path: Path) -> None:
     """Cameras append bytes; the original data set has such files."""
-    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     path = tmp_path / "pet.jpg"
-    save(cv2.GaussianBlur(noise, (0, 0), 3), "JPEG")(path)
-    with Image.open(path) as image:
-        expected = np.asarray(image.convert("RGB")).astype(int)
+    save(COLOURS, "JPEG")(path)
+    expected = decode_image(path)
     path.write_bytes(path.read_bytes() + b"trailing words")
-    np.testing.assert_allclose(decode_image(path).astype(int), expected, atol=3)
+    np.testing.assert_array_equal(decode_image(path), expected)
 
 
 NO_FILES: dict[str, Callable[[Path], object]] = {
@@ -140,27 +139,19 @@ def test_broken_file_is_one_line_that_begins_with_its_path(tmp_path: Path, kind:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("decode", [decode_image, decode_raw])
-@pytest.mark.parametrize("side", [14_000, 20_000, 60_000, 100_000])
-def test_giant_size_in_a_header_is_an_error(tmp_path: Path, decode: Callable[[Path], np.ndarray], side: int) -> None:
-    """Nor is a JPEG filled with grey to the size that it claims: 5 GB at 30,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    giants = [b"\x89PNG\r\n\x1a\n" + chunks]
-    if side < 2**16:
-        for progressive in (False, True):
-            save(GREY, "JPEG", progressive=progressive)(tmp_path / "small.jpg")
-            data = (tmp_path / "small.jpg").read_bytes()
-            at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
-            giants.append(data[:at] + struct.pack(">HH", side, side) + data[at + 4 :])
-    for data in giants:
-        (tmp_path / "giant").write_bytes(data)
-        with pytest.raises(UserError, match="giant has over 178,956,970 pixels"):
-            decode(tmp_path / "giant")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_giant_size_in_a_header_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "giant"
+    save(GREY, kind)(path)
+    data = path.read_bytes()
+    size, code = (struct.pack(">II", 24, 16), ">II") if kind == "PNG" else (struct.pack(">HH", 16, 24), ">HH")
+    at = data.index(size)
+    giant = data[:at] + struct.pack(code, 60_000, 60_000) + data[at + len(size) :]
+    if kind == "PNG":  # the header's checksum
+        giant = giant[:29] + struct.pack(">I", zlib.crc32(giant[12:29])) + giant[33:]
+    path.write_bytes(giant)
+    with pytest.raises(UserError, match=r"giant has over 89,478,485 pixels"):
+        decode_image(path)
 
 
 @pytest.mark.parametrize(("height", "width"), [(47, 65), (21, 25)])

@@ -10,7 +10,8 @@ from PIL import Image
 
 import check_data
 import import_masks
-from oxford_pet import MODES, image_path, load_split, read_split, trimap_path
+from oxford_pet import MODES, image_path, read_split, trimap_path
+from split import load_split
 from trimap import decode_trimap
 
 SIZE = (24, 32)  # height, width
@@ -79,27 +80,21 @@ def test_folders_become_a_data_set(
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags"),
+    ("kind", "foreground"),
     [
-        ("0 and 1", ()),
-        ("indices", ()),
-        ("indices", ("--foreground", "200,0,0")),
-        ("grey RGB", ()),
-        ("one bit", ()),
-        ("16 bit", ()),
-        ("transparent", ()),
-        ("colours", ("--foreground", "255,0,0", "--foreground", "0,0,255")),
-        ("inverted", ("--foreground", "0")),
+        *((kind, []) for kind in ("0 and 1", "indices", "grey RGB", "one bit", "16 bit", "transparent")),
+        ("indices", ["200,0,0"]),
+        ("colours", ["255,0,0", "0,0,255"]),
+        ("inverted", ["0"]),
     ],
 )
-def test_kinds_of_masks(tmp_path: Path, coins: dict[str, np.ndarray], kind: str, flags: tuple[str, ...]) -> None:
+def test_kinds_of_masks(tmp_path: Path, coins: dict[str, np.ndarray], kind: str, foreground: list[str]) -> None:
     for name, target in coins.items():
         mask = target.astype(np.uint8)
         if kind == "indices":
             image = Image.fromarray(3 + 4 * mask, "P")
-            image.putpalette(
-                [value for index in range(256) for value in ((200, 0, 0) if index == 7 else (9, index, 9))]
-            )
+            colours = [(9, index, 9) for index in range(256)]
+            image.putpalette(sum([*colours[:7], (200, 0, 0), *colours[8:]], ()))
         elif kind == "colours":
             colours = np.array([(0, 255, 0), (255, 0, 0), (0, 0, 255), (9, 9, 9)], np.uint8)
             left = np.arange(SIZE[1]) < 12
@@ -115,7 +110,7 @@ def test_kinds_of_masks(tmp_path: Path, coins: dict[str, np.ndarray], kind: str,
             }
             image = Image.fromarray(arrays[kind] if kind in arrays else np.dstack([mask * 255] * 3))
         image.save(tmp_path / "masks" / f"{name}.png")
-    root = run(tmp_path, *flags)
+    root = run(tmp_path, *(word for value in foreground for word in ("--foreground", value)))
     for name, target in coins.items():
         trimap = decode_trimap(trimap_path(root, import_masks.plain_name(name)))
         np.testing.assert_array_equal(trimap, np.where(target, 1, 2))
@@ -170,7 +165,7 @@ def test_lists_are_followed(tmp_path: Path, coins: dict[str, np.ndarray], capsys
 def test_all_that_does_not_fit_is_named_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    targets = draw(tmp_path, [f"{index:02}" for index in range(30)] + ["a b", "a_b", "é" * 101])
+    targets = draw(tmp_path, [f"{index:02}" for index in range(30)] + ["a b", "a_b"])
     photos, masks = tmp_path / "photos", tmp_path / "masks"
     (masks / "00.png").unlink()
     (photos / "01.png").unlink()
@@ -189,7 +184,6 @@ def test_all_that_does_not_fit_is_named_before_anything_is_written(
         "1 masks without an image > 01",
         f"1 files of one name > {photos}/02.bmp = {photos}/02.jpeg",
         "1 names that differ only in what is replaced > would be a_b: a b = a_b",
-        "1 names that are too long, with their folders' names > " + "é" * 101,
         "1 broken files > is broken: image file is truncated: " + str(photos / "06.jpg"),
         "1 images and masks of different size (width, height) > 07 ((32, 24) and (8, 9))",
         "1 masks with values other than 0 (background) and 255 (foreground); --foreground VALUE takes all others as "

@@ -21,9 +21,9 @@ from metrics import (
     paired_difference_ci,
     perimeter,
 )
-from oxford_pet import Split, images_and_trimaps
 from predictor import Predictor
 from recipes import Config
+from split import Split, images_and_trimaps
 from trimap import target_and_weight
 
 CPU = torch.device("cpu")
@@ -198,13 +198,3 @@ def test_scores_do_not_depend_on_the_number_of_ranks(split: Split, world: int, m
     np.testing.assert_allclose(scores.dice, alone.dice, rtol=1e-12)
     np.testing.assert_allclose(scores.iou, alone.iou, rtol=1e-12)
     assert scores.loss == pytest.approx(alone.loss, rel=1e-6)
-
-
-def test_scoring_ends_where_between_raises(split: Split) -> None:
-    def between(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        yield next(batches)
-        raise InterruptedError
-
-    predictor = Predictor.from_model(nn.Conv2d(3, 1, 3, padding=1), Config("UNet"), CPU, torch.float32)
-    with pytest.raises(InterruptedError):
-        evaluate(predictor, split, 3, between=between)

@@ -59,7 +59,6 @@ def test_probabilities_and_masks_have_the_images_own_size(
     assert (probs.shape, probs.dtype) == (pixels.shape[:2], np.float32)
     assert 0 < probs.min() < 0.5 < probs.max() < 1
     np.testing.assert_array_equal(predictor(tmp_path / "photo.png"), probs)
-    np.testing.assert_array_equal(predictor(str(tmp_path / "photo.png")), probs)
     (mask,) = predictor.masks([pixels])
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, probs > 0.5)

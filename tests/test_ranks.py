@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from augment import EpochPlan, draw_epoch
 from metrics import evaluate
-from oxford_pet import load_split
 from recipes import RECIPES, Config
+from split import load_split
 from train import Trainer
 
 BATCH = 8

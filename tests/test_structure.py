@@ -10,10 +10,20 @@ FILES = {path.relative_to(REPO / "src").with_suffix("").as_posix(): path for pat
 SRC = {name.removesuffix("/__init__").replace("/", "."): path for name, path in FILES.items()}
 SOURCES = [*SRC.values(), REPO / "hubconf.py", *(REPO / "tools").glob("*.py"), *(REPO / "benchmarks").glob("*.py")]
 LAYERS = [  # each imports from its own and from earlier ones only
-    *("plumbing", "trimap", "augment", "models", "losses", "oxford_pet", "recipes", "checkpoint", "engine"),
+    *("plumbing", "trimap", "augment", "models", "losses", "oxford_pet", "split", "recipes", "checkpoint", "engine"),
     *("predictor", "metrics", "report", "run", "train", "photos", "evaluate", "compare", "inference"),
 ]
-HEART = ("oxford_pet", "augment", "trimap", "models.blocks", "models.resnet34_unet", "losses", "engine", "train")
+HEART = (
+    "oxford_pet",
+    "split",
+    "augment",
+    "trimap",
+    "models.blocks",
+    "models.resnet34_unet",
+    "losses",
+    "engine",
+    "train",
+)
 HEART += ("metrics", "predictor")
 
 

@@ -28,7 +28,7 @@ import run
 import train
 from checkpoint import HISTORY_COLUMNS, load_checkpoint
 from models import NETWORKS
-from oxford_pet import Split
+from split import Split
 
 
 def read_checkpoint(folder: Path, which: str, name: str = "R") -> dict[str, Any]:

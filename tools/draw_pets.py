@@ -11,15 +11,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import argparse
 import math
 import re
-import shutil
 from contextlib import closing
 from functools import cache, partial
 from typing import NamedTuple
 
-from plumbing.cli import ArgumentParser, UserError, positive_int, run_script, shell, whole_number
+from plumbing.cli import ArgumentParser, number, run_script, shell, whole_number
 from plumbing.files import atomic_folder
 from plumbing.images import in_threads
 
@@ -31,7 +29,7 @@ from oxford_pet import image_path, trimap_path
 from trimap import BACKGROUND, BOUNDARY, PET
 
 SUPERSAMPLE = 2
-MARKER = "drawn_pets.txt"  # in every folder that this script wrote; a folder without it is never touched
+MARKER = "drawn_pets.txt"  # says which pets a folder holds
 MADE_BY = "Pets drawn by tools/draw_pets.py; no photographs."
 VERSION = 2  # raise it when the same seed gives other pixels, so that an older folder is not taken for a new one
 
@@ -458,8 +456,8 @@ def draw_pet(rng: np.random.Generator, breed: Breed, size=(180, 330)) -> tuple[n
     wall, ground, *things = rng.choice(PLACES).split()
     scene.fill(0, horizon, wall, is_ground=False)
     scene.fill(horizon, h, ground, is_ground=True)
-    for number, sizes, heights, table in map(THINGS.get, things):
-        for _ in range(rng.integers(*number, endpoint=True)):
+    for counts, sizes, heights, table in map(THINGS.get, things):
+        for _ in range(rng.integers(*counts, endpoint=True)):
             scene.put(table, np.interp(rng.uniform(*heights), (0, 1, 2), (0, horizon, h)), rng.uniform(*sizes))
     for _ in range(rng.integers(0, 4)):
         scene.put(rng.choice(TOYS), rng.uniform(horizon, max(horizon, min(foot, h))), rng.uniform(0.12, 0.4), 0.12)
@@ -501,29 +499,19 @@ def write_pet(folder: Path, seed: int, size: tuple[int, int], index: int) -> str
     return f"{name} {BREEDS.index(breed) + 1} {species} {kin.index(breed) + 1}\n"
 
 
-def write_dataset(folder: str | Path, count=400, seed=0, size=(180, 330), overwrite=False) -> Path:
-    """Draw `count` pets, half of them test, into a folder, unless it holds these pets already; returns its full path.
+def write_dataset(folder: str | Path, count: int = 400, seed: int = 0, size: tuple[int, int] = (180, 330)) -> Path:
+    """Draw ``count`` pets, half of them test, into a folder, unless it holds these pets already; returns its full path.
 
     Args:
         size: the smallest and the largest side of an image, in pixels.
-        overwrite: draw in any case; a folder that this script wrote is deleted first.
 
     Raises:
-        UserError: a number is out of range, or the folder holds other drawn pets.
         OSError: the folder holds anything else, or it cannot be written.
     """
     root = Path(folder).resolve()
-    if count < 4 or not 32 <= size[0] <= size[1] <= 1000:
-        raise UserError(f"--count {count} --size {size[0]} {size[1]}: it takes 4 pets or more, of 32 to 1000 pixels")
-    marker = f"{MADE_BY}\ncount {count}, seed {seed}, size {size[0]} {size[1]}, version {VERSION}\n".encode()
-    found = (root / MARKER).read_bytes() if (root / MARKER).is_file() else b""
-    if found == marker and not overwrite:
+    marker = f"{MADE_BY}\ncount {count}, seed {seed}, size {size[0]} {size[1]}, version {VERSION}\n"
+    if (root / MARKER).is_file() and (root / MARKER).read_bytes() == marker.encode():
         return root
-    if found.startswith(MADE_BY.encode()):
-        if not overwrite:
-            holds = found.decode().splitlines()[-1]
-            raise UserError(f"{root} holds other pets ({holds}); choose another folder or add --overwrite")
-        shutil.rmtree(root)
     with (
         atomic_folder(root) as draft,
         closing(in_threads(partial(write_pet, draft, seed, size), range(count))) as drawn,
@@ -533,25 +521,22 @@ def write_dataset(folder: str | Path, count=400, seed=0, size=(180, 330), overwr
         lines = list(tqdm(drawn, "drawing", count, unit="pet", disable=None))
         for name, chosen in (("trainval", lines[::2]), ("test", lines[1::2]), ("list", [LIST_HEADER, *lines])):
             (draft / "annotations" / f"{name}.txt").write_text("".join(chosen))
-        (draft / MARKER).write_bytes(marker)
+        (draft / MARKER).write_text(marker)
     return root
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser("Draw cats and dogs in the layout of the Oxford-IIIT Pet data set.")
-    add = parser.add_argument
-    add("folder", metavar="DIR", type=Path, help="folder to write")
-    add("--count", type=positive_int, default=400, help="pets, from 4 up; half of them are test")
-    add("--seed", type=whole_number, default=0, help="same seed and versions of numpy and cv2, same pixels")
-    add("--size", type=positive_int, nargs=2, default=(180, 330), metavar=("MIN", "MAX"), help="sides in pixels")
-    add("--overwrite", action="store_true", help="draw in any case; first delete DIR if this script wrote it")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    parser = ArgumentParser("Draw cats and dogs in the layout of the Oxford-IIIT Pet data set.")
+    add, side = parser.add_argument, number("from 32 to 1000 pixels", 32, 1000, whole=True)
+    add("folder", metavar="DIR", type=Path, help="folder to write")
+    add("--count", type=number("a whole number from 4 up", 4, math.inf, whole=True), default=400, help="half are test")
+    add("--seed", type=whole_number, default=0, help="same seed and versions of numpy and cv2, same pixels")
+    add("--size", type=side, nargs=2, default=(180, 330), metavar=("MIN", "MAX"), help="sides in pixels")
+    args = parser.parse_args(argv)
+    if args.size[0] > args.size[1]:
+        parser.error(f"--size {args.size[0]} {args.size[1]}: the smaller one comes first")
     print(f"drawing {args.count} pets, half of them test, seed {args.seed}, unless they are there already", flush=True)
-    write_dataset(args.folder, args.count, args.seed, args.size, args.overwrite)
+    write_dataset(args.folder, args.count, args.seed, tuple(args.size))
     print(f"{args.folder} holds {args.count} pets")
     train = ("src/train.py", "--model", "R", "--data_path", args.folder, "--image_size", 128, "--epochs", 32)
     print(f"next: {shell('python', *train)}")

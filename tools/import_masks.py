@@ -1,4 +1,4 @@
-"""Make a data set of two folders: images, and masks that bear the images' names.
+"""Make a data set of two folders: images, and masks with the images' names.
 
 python tools/import_masks.py photos masks --output dataset/leaves
 python tools/import_masks.py photos masks --output dataset/leaves --foreground 255,0,0 --boundary_pixels 4 --link
@@ -28,12 +28,13 @@ import numpy as np
 from tqdm import tqdm
 
 from check_data import Report, try_to_decode
-from oxford_pet import MODES, image_path, is_plain_name, trimap_path
+from oxford_pet import MODES, image_path, trimap_path
 from trimap import BACKGROUND, BOUNDARY, PET
 
 SUFFIXES = PHOTO_SUFFIXES | {".jfif", ".jp2", ".pgm", ".ppm", ".pbm", ".pnm", ".tga"}
 LISTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test", "trainval": "train"}  # file: split
 COLOUR = 1 << 24  # marks a number as a colour 0xRRGGBB, apart from grey values and palette indices
+Files = dict[str, list[Path]]  # by stem: the path in their folder, without the ending
 
 
 @dataclass
@@ -60,8 +61,12 @@ class Pair:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def find_files(folder: Path, other: Path) -> dict[str, list[Path]]:
-    """Find a folder's image files, at any depth, by their path without the ending; ``other`` may lie in the folder."""
+def find_files(folder: Path, other: Path) -> Files:
+    """Find a folder's image files, at any depth, by their path without the ending; ``other`` may lie in the folder.
+
+    Raises:
+        UserError: there are none.
+    """
     is_nested = other != folder and other.is_relative_to(folder)
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
@@ -70,6 +75,9 @@ def find_files(folder: Path, other: Path) -> dict[str, list[Path]]:
         if path.suffix.lower() in SUFFIXES and not is_hidden and not (is_nested and path.is_relative_to(other)):
             stem = unicodedata.normalize("NFC", inside.with_suffix("").as_posix())  # macOS takes letters apart
             found.setdefault(stem, []).append(path)
+    if not found:
+        raise UserError(f"there are no image files in {folder}")
+    print(f"{folder}: {cli.plural(len(found), 'image file')}")
     return found
 
 
@@ -195,18 +203,24 @@ def near_duplicates(pairs: list[Pair]) -> list[list[str]]:
     return list(members.values())
 
 
-def split_stems(groups: list[list[str]], listed: dict[str, str], args: argparse.Namespace) -> dict[str, str]:
+def split_stems(
+    groups: list[list[str]], listed: dict[str, str], seed: int, fractions: dict[str, float]
+) -> dict[str, str]:
     """The split of each stem: that of its list, or one drawn for its group by a hash of the group's shortest name.
 
-    The shortest because copies tend to have longer names, so that an image that was there before stays where it was.
-    A split that has a list takes no others; what was drawn for it, and is on train's list, stays in train.
+    Copies tend to have longer names, so the shortest keeps an image where it was before its copies came. A split that
+    has a list takes no others; what was drawn for it, and is on train's list, stays in train.
+
+    Args:
+        fractions: of ``test`` and ``valid``.
     """
     closed = {"valid", "test"} & set(listed.values())
     splits: dict[str, str] = {}
     for group in groups:
         shortest = min(group, key=lambda stem: (len(stem), stem))
-        number = int(hashlib.sha256(f"{args.seed} {shortest}".encode()).hexdigest()[:12], 16) / 16**12
-        drawn = "test" if number < args.test else "valid" if number < args.test + args.valid else "train"
+        number = int(hashlib.sha256(f"{seed} {shortest}".encode()).hexdigest()[:12], 16) / 16**12
+        in_valid = number < fractions["test"] + fractions["valid"]
+        drawn = "test" if number < fractions["test"] else "valid" if in_valid else "train"
         drawn = "train" if drawn in closed else drawn
         splits |= {stem: drawn if listed.get(stem, "train") == "train" else listed[stem] for stem in group}
     return splits
@@ -215,20 +229,8 @@ def split_stems(groups: list[list[str]], listed: dict[str, str], args: argparse.
 # ---------------------------------------------------------------------------------------------- checking and writing
 
 
-def collect(args: argparse.Namespace, report: Report) -> tuple[list[Pair], dict[str, str]]:
-    """Read all pairs of images and masks; report what has no partner or cannot be read.
-
-    Returns:
-        The pairs, and the splits of ``--lists``.
-    """
-    folders = [folder.resolve() for folder in (args.images, args.masks)]
-    images, masks = find_files(*folders), find_files(*reversed(folders))
-    for folder, files in ((args.images, images), (args.masks, masks)):
-        if not files:
-            raise UserError(f"there are no image files in {folder}")
-        print(f"{folder}: {cli.plural(len(files), 'image' if files is images else 'mask')}")
-    listed = read_lists(args.lists, images.keys() | masks.keys(), report) if args.lists else {}
-    stems = sorted(listed or images.keys() | masks.keys())
+def match_files(images: Files, masks: Files, stems: list[str], report: Report) -> list[str]:
+    """Report stems without an image or a mask, with several, or with one plain name; returns those that have both."""
     report.add("images without a mask", [stem for stem in stems if stem not in masks], "WRONG")
     report.add("masks without an image", [stem for stem in stems if stem not in images], "WRONG")
     several = [files[stem] for files in (images, masks) for stem in stems if len(files.get(stem, ())) > 1]
@@ -238,36 +240,33 @@ def collect(args: argparse.Namespace, report: Report) -> tuple[list[Pair], dict[
         by_name.setdefault(plain_name(stem), []).append(stem)
     collisions = [(" = ".join(same), f"would be {name}") for name, same in by_name.items() if len(same) > 1]
     report.add("names that differ only in what is replaced", collisions, "WRONG")
-    too_long = [same[0] for name, same in by_name.items() if not is_plain_name(name)]
-    report.add("names that are too long, with their folders' names", too_long, "WRONG")
+    return [stem for stem in stems if stem in images and stem in masks]
 
-    paired = [stem for stem in stems if stem in images and stem in masks]
-    reading = in_threads(lambda stem: read_pair(stem, images[stem][0], masks[stem][0], args.as_colours), paired)
-    read = list(tqdm(reading, "reading", len(paired), unit=" images", leave=False, disable=None))
+
+def read_pairs(images: Files, masks: Files, stems: list[str], as_colours: bool, report: Report) -> list[Pair]:
+    """Read the pairs of images and masks; reports what cannot be read."""
+    reading = in_threads(lambda stem: read_pair(stem, images[stem][0], masks[stem][0], as_colours), stems)
+    read = list(tqdm(reading, "reading", len(stems), unit=" images", leave=False, disable=None))
     report.add("broken files", [file for one in read if isinstance(one, list) for file in one], "WRONG")
-    return [one for one in read if isinstance(one, Pair)], listed
+    return [one for one in read if isinstance(one, Pair)]
 
 
-def check_masks(pairs: list[Pair], args: argparse.Namespace, report: Report) -> set[int]:
-    """Report sizes and values that do not fit.
-
-    Returns:
-        The values that are foreground.
-    """
+def check_masks(pairs: list[Pair], foreground: list[int] | None, allow_empty: bool, report: Report) -> set[int]:
+    """Report sizes and values that do not fit; returns the values that are foreground."""
     sizes = [(f"{p.stem} ({p.sizes[0][::-1]} and {p.sizes[1][::-1]})") for p in pairs if p.sizes[0] != p.sizes[1]]
     report.add("images and masks of different size (width, height)", sizes, "WRONG")
-    foreground = set(args.foreground or ())
+    chosen = set(foreground or ())
     if not foreground:
-        background, chosen = choose_foreground(pairs)
-        foreground = {chosen}
-        other = [(p.stem, show(*p.values)) for p in pairs if set(p.values) - {background, chosen}]
-        title = f"masks with values other than {show(background)} (background) and {show(chosen)} (foreground)"
+        zero, one = choose_foreground(pairs)
+        chosen = {one}
+        other = [(p.stem, show(*p.values)) for p in pairs if set(p.values) - {zero, one}]
+        title = f"masks with values other than {show(zero)} (background) and {show(one)} (foreground)"
         report.add(f"{title}; --foreground VALUE takes all others as background" if other else title, other, "WRONG")
-    empty = [pair.stem for pair in pairs if not foreground & set(pair.values)]
-    mark = "note" if args.allow_empty else "WRONG"
-    title = f"masks without foreground ({show(*sorted(foreground))})"
-    report.add(title if args.allow_empty or not empty else f"{title}; --allow_empty takes them", empty, mark)
-    return foreground
+    empty = [pair.stem for pair in pairs if not chosen & set(pair.values)]
+    title = f"masks without foreground ({show(*sorted(chosen))})"
+    title += "; --allow_empty takes them" if empty and not allow_empty else ""
+    report.add(title, empty, "note" if allow_empty else "WRONG")
+    return chosen
 
 
 def mark_boundary(is_foreground: np.ndarray, pixels: int) -> np.ndarray:
@@ -280,27 +279,22 @@ def mark_boundary(is_foreground: np.ndarray, pixels: int) -> np.ndarray:
     return trimap
 
 
-def write(folder: Path, pairs: list[Pair], splits: dict[str, str], args: argparse.Namespace) -> None:
-    """Write images, trimaps, lists and names.csv into an empty folder."""
-    (folder / "images").mkdir()
-    (folder / "annotations" / "trimaps").mkdir(parents=True)
+def write_pair(folder: Path, pair: Pair, trimap: np.ndarray, link: bool) -> None:
+    """Write an image and its trimap, (H, W) uint8."""
+    target = image_path(folder, plain_name(pair.stem))
+    if pair.is_turned:
+        shown = decode_photo(read_bytes(pair.image), pair.image)
+        jpeg = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGBA2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        target.write_bytes(jpeg)
+    elif link:
+        target.symlink_to(pair.image)
+    else:
+        shutil.copyfile(pair.image, target)  # whatever its type: decoders go by content
+    trimap_path(folder, plain_name(pair.stem)).write_bytes(cv2.imencode(".png", trimap)[1])
 
-    def write_pair(pair: Pair) -> None:
-        target = image_path(folder, plain_name(pair.stem))
-        if pair.is_turned:
-            shown = decode_photo(read_bytes(pair.image), pair.image)
-            jpeg = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGBA2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-            target.write_bytes(jpeg)
-        elif args.link:
-            target.symlink_to(pair.image)
-        else:
-            shutil.copyfile(pair.image, target)  # whatever its type: decoders go by content
-        is_foreground = np.isin(mask_values(pair.mask, args.as_colours), list(args.foreground))
-        png = cv2.imencode(".png", mark_boundary(is_foreground, args.boundary_pixels))[1]
-        trimap_path(folder, plain_name(pair.stem)).write_bytes(png)
 
-    for _ in tqdm(in_threads(write_pair, pairs), "writing", len(pairs), unit=" images", leave=False, disable=None):
-        pass
+def write_lists(folder: Path, pairs: list[Pair], splits: dict[str, str], roots: tuple[Path, Path]) -> None:
+    """Write the lists, and names.csv: name, files of image and mask in their folders ``roots``, split."""
     for listed, modes in (("trainval", ("train", "valid")), ("valid", ("valid",)), ("test", ("test",))):
         names = [plain_name(pair.stem) for pair in pairs if splits[pair.stem] in modes]
         path = folder / "annotations" / f"{listed}.txt"
@@ -309,14 +303,14 @@ def write(folder: Path, pairs: list[Pair], splits: dict[str, str], args: argpars
         rows = csv.writer(file)
         rows.writerow(("name", "image", "mask", "split"))
         for pair in pairs:
-            image, mask = pair.image.relative_to(args.images.resolve()), pair.mask.relative_to(args.masks.resolve())
+            image, mask = pair.image.relative_to(roots[0]), pair.mask.relative_to(roots[1])
             rows.writerow((plain_name(pair.stem), image.as_posix(), mask.as_posix(), splits[pair.stem]))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        "Make a data set of a folder of images and a folder of masks that bear the images' names. What does not fit is "
-        "named, and nothing is written then; the exit code is 1."
+        "Make a data set of a folder of images and one of masks with the images' names. All problems are listed at "
+        "once, with exit code 1; nothing is written until they are fixed."
     )
     add = parser.add_argument
     add("images", type=existing_path, help="folder of images of any type, at any depth")
@@ -333,34 +327,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--boundary_pixels", type=whole_number, default=0, help="width of a band of boundary (3) along the outline")
     add("--allow_empty", action="store_true", help="take masks without foreground")
     add("--link", action="store_true", help="link to the images, which then must stay where they are; no copies")
-    add("--all", action="store_true", help="print all names that are wrong, not the first of each kind")
+    add("--all", action="store_true", help="print all names that are wrong, not the first of each problem")
     args = parser.parse_args(argv)
     if args.valid + args.test >= 1:
         parser.error(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on")
     if args.images.resolve() == args.masks.resolve():
         parser.error("images and masks need a folder each")
-    args.as_colours = any(value >= COLOUR for value in args.foreground or ())
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     raise_if_occupied(args.output.resolve())
-    report = Report(args.all)
-    pairs, listed = collect(args, report)
-    splits: dict[str, str] = {}
+    report, roots = Report(args.all), (args.images.resolve(), args.masks.resolve())
+    images, masks = find_files(*roots), find_files(*reversed(roots))
+    as_colours = any(value >= COLOUR for value in args.foreground or ())
+    listed = read_lists(args.lists, images.keys() | masks.keys(), report) if args.lists else {}
+    stems = match_files(images, masks, sorted(listed or images.keys() | masks.keys()), report)
+    pairs = read_pairs(images, masks, stems, as_colours, report)
+    foreground, splits = set(), {}
     if pairs:
-        args.foreground = check_masks(pairs, args, report)
+        foreground = check_masks(pairs, args.foreground, args.allow_empty, report)
         groups = [[pair.stem] for pair in pairs] if args.ignore_duplicates else near_duplicates(pairs)
-        report.add("near-duplicates, which go together", [" = ".join(group) for group in groups if len(group) > 1])
-        splits = split_stems(groups, listed, args)
+        report.add("near-duplicates, which share a split", [" = ".join(group) for group in groups if len(group) > 1])
+        splits = split_stems(groups, listed, args.seed, {"valid": args.valid, "test": args.test})
     counts = Counter(splits.values())
     report.add("empty splits; another --seed may help", [mode for mode in MODES if not counts[mode]], "WRONG")
     if not report.is_right:
-        print("nothing is written: fix what is marked WRONG" + (" (--all prints every name)" if report.is_cut else ""))
+        print("nothing is written: fix what is marked WRONG")
         sys.exit(1)
+
+    def convert(pair: Pair) -> None:
+        is_foreground = np.isin(mask_values(pair.mask, as_colours), list(foreground))
+        write_pair(folder, pair, mark_boundary(is_foreground, args.boundary_pixels), args.link)
+
     with atomic_folder(args.output) as folder:
-        write(folder, pairs, splits, args)
+        (folder / "images").mkdir()
+        (folder / "annotations" / "trimaps").mkdir(parents=True)
+        for _ in tqdm(in_threads(convert, pairs), "writing", len(pairs), unit=" images", leave=False, disable=None):
+            pass
+        write_lists(folder, pairs, splits, roots)
     turned = sum(pair.is_turned for pair in pairs)
     if turned:
         print(f"{cli.plural(turned, 'image')} turned as EXIF says, because the masks lie on them so")

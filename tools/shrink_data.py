@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-import argparse
 import shutil
 
 from plumbing.cli import ArgumentParser, existing_path, image_size, run_script, shell
@@ -15,7 +14,8 @@ from plumbing.files import atomic_folder
 
 import cv2
 
-from oxford_pet import MODES, decode_all, find_root, image_path, read_split, trimap_path
+from oxford_pet import MODES, find_root, image_path, read_split, trimap_path
+from split import decode_all
 from trimap import without_split
 
 README = """\
@@ -52,21 +52,15 @@ def shrink(root: Path, output: Path, size: int) -> int:
     return len(names)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Write a small copy of a data set: all listed images and trimaps at N x N pixels.")
     parser.add_argument("data_path", type=existing_path, help="the data set's folder")
     parser.add_argument("output", type=Path, help="the folder of the copy; made here, and must be new or empty")
     parser.add_argument("--size", type=image_size, default=128, metavar="N", help="height and width, in pixels")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     count = shrink(find_root(args.data_path), args.output, args.size)
-    next_command = shell(
-        "python", "src/train.py", "--model", "R", "--data_path", args.output, "--image_size", args.size
-    )
-    print(f"wrote {count} images and trimaps to {args.output}\nnext: {next_command}")
+    train = ("src/train.py", "--model", "R", "--data_path", args.output, "--image_size", args.size)
+    print(f"wrote {count} images and trimaps to {args.output}\nnext: {shell('python', *train)}")
 
 
 if __name__ == "__main__":
