@@ -343,9 +343,7 @@ def test_a_run_starts_from_weights_alone(
     assert config.seed == (7 if epoch else 0)
 
 
-def test_a_continued_run_learns_and_can_be_resumed_at_once(
-    run_train: Train, tmp_path: Path, at_step: AtStep
-) -> None:
+def test_a_continued_run_learns_and_can_be_resumed_at_once(run_train: Train, tmp_path: Path, at_step: AtStep) -> None:
     run_train("--epochs", 2)
     before = read_checkpoint(tmp_path, "epoch_final")["model"]["0.weight"]
     at_step(1, kill)
