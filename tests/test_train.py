@@ -197,7 +197,8 @@ def test_a_killed_run_resumes_from_its_last_save(
     with MonkeyPatch.context() as patched, pytest.raises(Killed):
         if where == "save":
             patched.setattr(torch, "save", save_and_be_killed)
-        at_step(13, kill)  # in the third epoch
+        else:
+            at_step(13, kill)  # in the third epoch
         run_train("--epochs", 4, "--save_every", save_every)
     assert read_checkpoint(tmp_path, "last")["epoch"] == saved
     assert (tmp_path / "R" / "R_best.pth").exists() == (saved > 0)
@@ -342,13 +343,15 @@ def test_a_run_starts_from_weights_alone(
     assert config.seed == (7 if epoch else 0)
 
 
-def test_a_continued_run_can_be_resumed_at_once(run_train: Train, tmp_path: Path, at_step: AtStep) -> None:
+def test_a_continued_run_learns_and_can_be_resumed_at_once(run_train: Train, tmp_path: Path, at_step: AtStep) -> None:
     run_train("--epochs", 2)
+    before = read_checkpoint(tmp_path, "epoch_final")["model"]["0.weight"]
     at_step(1, kill)
     with pytest.raises(Killed):
         run_train("--epochs", 3, "--load_model_epoch", "final")
     run_train("--resume")
     assert [int(row["epoch"]) for row in read_history(tmp_path)] == [1, 2, 3]
+    assert not torch.equal(read_checkpoint(tmp_path, "last")["training"]["model"]["0.weight"], before)
 
 
 def test_a_run_that_is_there_is_not_lost_by_accident(run_train: Train, tmp_path: Path) -> None:
