@@ -62,7 +62,10 @@ class EpochPlan:
 
 
 def draw_epoch(augmentation: Augmentation, samples: int, batch_size: int, seed: int, epoch: int) -> EpochPlan:
-    """Draw the plan of an epoch, counted from 1. The same arguments give the same plan on any machine."""
+    """Draw the plan of an epoch, counted from 1. The same arguments give the same plan on any machine.
+
+    Draw anything new after what is drawn already, or old runs would resume with other data.
+    """
     rng = np.random.default_rng([seed, epoch])
     slots = -(-samples // batch_size) * batch_size
     order = np.resize(rng.permutation(samples), slots)

@@ -106,12 +106,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with torch.device("meta"):  # allocates no memory
             # A plain dict: PyTorch notes ``assign`` in a state dict, and would assign again where it is loaded next.
             NETWORKS[config.network]().load_state_dict(dict(state["model"]), assign=True)
-        for name, value in state["model"].items():
-            if not value.isfinite().all():
-                raise UserError(f"its weights are not finite, {name} first: its run diverged; take an earlier one")
     except (AttributeError, TypeError, ValueError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:250]  # PyTorch lists each tensor
         raise UserError(f"{path} is damaged or no checkpoint of this project: {reason}") from error
+    if not all(value.isfinite().all() for value in state["model"].values()):
+        raise UserError(f"{path} holds weights that are not finite: its run diverged; take an earlier checkpoint")
     return state | {"config": config}
 
 

@@ -14,7 +14,7 @@ EMA_EVERY = 8  # steps between two updates: as good as each step, at an eighth o
 
 @dataclass
 class Progress:
-    """How far a run is. ``last`` keeps it, so that a resumed run goes on with the next step."""
+    """Training progress, saved in ``last`` for exact resume."""
 
     loss_sum: Tensor  # over the steps of the current epoch, on the device
     epoch: int = 0  # epochs done
@@ -64,7 +64,7 @@ class EMA:
         """Set the statistics of each BatchNorm to those over all images of the batches.
 
         The trained weights' statistics do not fit the averaged weights. If the loop over ``batches`` raises, the
-        statistics are those of its last batch, or still the earlier ones.
+        statistics are invalid; call it again.
 
         Args:
             batches: normalised images, (N, 3, H, W), in batches of any size.

@@ -31,12 +31,12 @@ from split import Split, load_split
 from trimap import BOUNDARIES, decode_trimap, split_boundary, target_and_weight
 
 OnMask = Callable[[Path, np.ndarray, np.ndarray, str], None]  # image file, mask, trimap, boundary: see score_split
-AHEAD = 256  # images that the device may be ahead of the scoring at their own size
+AHEAD = 256  # maximum number of images queued for scoring at their own size
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What to score and how. None: as in training."""
+    """What to score and how. None is what the training used, or no limit."""
 
     name: str  # of the run, or of the file; the score file's prefix
     which: str  # of the run's checkpoints: best, last, final, or an epoch
@@ -199,11 +199,11 @@ def print_scores(report: dict[str, Any]) -> None:
         f"{report['perimeter_ratio']:.2f} times as long as the target's"
     )
     if report["empty_targets"]:
-        print(f"    {report['empty_targets']} of the targets show no pet (1 if none is predicted, else 0)")
+        print(f"    {report['empty_targets']} of the targets have no foreground (1 if none is predicted, else 0)")
     predicted = {row["pred_fraction"] for row in report["per_image"]}
     if len(predicted) == 1 and predicted <= {0.0, 1.0}:
         what = "no pixel" if predicted == {0.0} else "every pixel"
-        print(f"note: {what} of any image is predicted as pet: trained too shortly, diverged, or given other images?")
+        print(f"note: {what} of any image is predicted as foreground: trained too briefly, diverged, or wrong images?")
 
 
 # ---------------------------------------------------------------------------------------------- a checkpoint
@@ -229,7 +229,7 @@ def scores_path(path: Path, state: dict[str, Any], root: Path, mode: str, option
     config: Config = state["config"]
     differences = {
         "": options.which if options.which != "best" else None,
-        "limit": (options.limit or "none") if options.limit != config.limit else None,
+        "limit": options.limit,
         "size": options.image_size if options.image_size != config.image_size else None,
         "data-": root.name if root.resolve() != (REPO / state["data_path"]).resolve() else None,
     }
@@ -288,7 +288,7 @@ def score_checkpoint(
         "epoch": state["epoch"],
         "flip_average": options.flip_average,
         "data_path": str(root.resolve()),
-        "machine": machine(),
+        "machine": machine(device),
         **provenance(),
         "trained": {key: state.get(key) for key in ("versions", "commit", "command", "history")},
         "per_image": [row | breeds.get(row["name"], {}) for row in rows],
@@ -304,7 +304,7 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps(report, indent=1).encode())
         print(f"wrote {path}")
-    except OSError as error:
+    except PermissionError as error:
         print(f"note: the score file {path} could not be written ({error.strerror})", file=sys.stderr)
 
 

@@ -1,4 +1,7 @@
-"""Losses on logits. Each takes logits, target and weight, (N, 1, H, W), and returns a scalar."""
+"""Losses on logits. Each takes logits, target and weight, (N, 1, H, W), and returns a scalar.
+
+To add one, write it here, add it to ``LOSSES``, and name it in a recipe (recipes.py).
+"""
 
 from collections.abc import Callable
 

@@ -75,7 +75,7 @@ def evaluate(
     scored, rows = [], [torch.empty((4, 0), device=predictor.device)]
     for start, pixels in zip(starts, bar, strict=True):
         indices = range(start, start + len(pixels))[part]
-        if not indices:  # fewer images than ranks; the next batch is still waited for by the others
+        if not indices:  # no image for this rank; keep looping: every batch synchronises the ranks
             continue
         images, trimaps = images_and_trimaps(pixels[part])
         logits = predictor.logits(images)

@@ -52,7 +52,7 @@ def training_data_path(data_path: str) -> Path:
     """The folder of the data that a run trained on.
 
     Raises:
-        UserError: it is gone; no other data takes its place by itself.
+        UserError: the folder does not exist.
     """
     trained_on = REPO / data_path
     if not trained_on.is_dir() and trained_on != DATASET:

@@ -67,7 +67,7 @@ def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
             problem = f"no photo in this folder{hint}" if found else "no such file or folder, and no file matches it"
             raise UserError(f"--input {text}: {problem}")
         for part in found:
-            names |= part
+            names |= {file.resolve(): name for file, name in part.items()}
     stems = Counter(name.with_suffix("") for name in names.values())
     files_of: dict[Path, Path] = {}  # by target
     for file, name in names.items():

@@ -125,16 +125,16 @@ class Config:
         divisor = next((divisor for until, divisor in self.progressive if epoch <= until * self.epochs), 1)
         return max(self.image_size // divisor, min(self.image_size, 32))
 
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when a fraction ``progress`` of all steps is done (0 to 1)."""
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
+    def learning_rate_at(self, done: float) -> float:
+        """The learning rate when a fraction ``done`` of all steps is done (0 to 1)."""
+        if done < self.warmup:
+            return self.learning_rate * done / self.warmup
         if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
         if self.schedule == "exponential":
-            epochs_done = math.floor(progress * self.epochs + 1e-6)  # 1e-6: against rounding
+            epochs_done = math.floor(done * self.epochs + 1e-6)  # 1e-6: against rounding
             return self.learning_rate * self.decay**epochs_done
-        return self.learning_rate
+        return self.learning_rate  # constant
 
 
 def is_possible(name: str, kind: Any, value: Any) -> bool:
@@ -150,8 +150,8 @@ def is_possible(name: str, kind: Any, value: Any) -> bool:
     except (TypeError, ValueError):  # not numbers, or not as many
         return False
     if value is None or name not in RANGES:
-        return isinstance(value, kind)
-    return isinstance(value, (kind, int)) and lowest <= value <= highest  # an int may stand for a float
+        return isinstance(value, (kind, int) if kind is float else kind)  # an int may stand for a float
+    return isinstance(value, (kind, int)) and lowest <= value <= highest
 
 
 # ---------------------------------------------------------------------------------------------- the recipes
@@ -280,8 +280,6 @@ def resolve_config(
     changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
     if changed:
         values = ", ".join(f"--{key} changed from {getattr(old, key)} to {typed[key]}" for key in changed)
-        raise UserError(
-            f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or start a new run from the "
-            "weights: --init_from FILE.pth --name NEW"
-        )
+        more = "continue from the weights: --load_model_epoch final or N" if exactly else "start a new run: --init_from"
+        raise UserError(f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or {more}")
     return dataclasses.replace(old, **typed)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from plumbing.files import atomic_write, remove_stale_temp_files
 import torch
 from tqdm import tqdm
 
-from checkpoint import FORMAT, checkpoint_path, load_checkpoint, provenance, save_checkpoint
+from checkpoint import FORMAT, checkpoint_path, provenance, save_checkpoint
 from models import build_network, count_parameters, network_names
 from recipes import Config
 from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
@@ -49,7 +50,7 @@ class Run:
         self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
         self.provenance = provenance()
         self.best: dict[str, Any] | None = None  # a checkpoint that the next save writes
-        self.saved_at, self.published_at = time.monotonic(), 0.0
+        self.saved_at, self.published_at = time.monotonic(), -math.inf
 
     @staticmethod
     def refuse_to_replace(folder: Path) -> None:
@@ -80,8 +81,8 @@ class Run:
                 training = start["training"]
                 if training["fingerprints"] != self.fingerprints:
                     raise UserError(
-                        f"cannot resume: {self.data_path} is not the data that the run was trained on, here "
-                        f"{len(trainer.train)} training and {len(trainer.valid)} validation images"
+                        f"cannot resume: the images in {self.data_path} differ from the run's (found "
+                        f"{len(trainer.train)} training, {len(trainer.valid)} validation)"
                     )
                 trainer.model.load_state_dict(training["model"])
                 trainer.optimizer.load_state_dict(training["optimizer"])
@@ -93,20 +94,15 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"a checkpoint of {self.folder} is damaged, or of another network: {reason}") from error
         if trainer.is_finished:
-            raise UserError(
-                f"{self.name} is finished after {plural(progress.epoch, 'epoch')}; to continue from its weights: "
-                "--load_model_epoch final --epochs MORE"
-            )
+            is_early = progress.epoch < trainer.config.epochs
+            more = "--resume --stop_at_dice HIGHER" if is_early else "--load_model_epoch final --epochs MORE"
+            raise UserError(f"{self.name} is finished after {plural(progress.epoch, 'epoch')}; to train more: {more}")
 
-    def init_from(self, file: Path) -> None:
-        """Take over the weights of a file: a checkpoint of any run of this network, or a bare state dict.
-
-        Raises:
-            UserError: it cannot be read, or is of another network.
-        """
-        state, network = load_checkpoint(file), self.trainer.config.network
+    def init_from(self, state: dict[str, Any]) -> None:
+        """Take over the weights of a checkpoint of any run. Raises UserError if it is of another network."""
+        network = self.trainer.config.network
         if state["config"].network != network:
-            raise UserError(f"{file} holds the network {state['config'].network}, not {network}")
+            raise UserError(f"--init_from holds the network {state['config'].network}, not {network}")
         self.trainer.ema.model.load_state_dict(state["model"])
         self.trainer.model.load_state_dict(state["model"])
 
@@ -192,14 +188,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ publish
 
-    def publish(self, is_live: bool) -> None:
-        """Write the history and, at most every 30 s while the run is live, its page; at the end also the curves."""
+    def publish(self, at_end: bool = False) -> None:
+        """Write the history and, at most every 30 s, the page; at the end the page and the curves."""
         trainer, progress = self.trainer, self.trainer.progress
         config, history = trainer.config, progress.history
         if ranks.rank() or not history:
             return
         write_history(self.folder, self.name, history)
-        if is_live and time.monotonic() - self.published_at < PAGE_SECONDS:
+        if not at_end and time.monotonic() - self.published_at < PAGE_SECONDS:
             return
         done = "Finished after" if trainer.is_finished else "After"
         render_page(
@@ -210,14 +206,14 @@ class Run:
             facts=training_facts(config, self.provenance)
             | {
                 "data": f"{self.data_path}, fingerprints {' and '.join(self.fingerprints)} (training, validation)",
-                "device": f"{machine()}; {describe(trainer.device, trainer.precision)}",
+                "device": f"{machine(trainer.device)}; {describe(trainer.device, trainer.precision)}",
                 "training steps": tqdm.format_interval(sum(row["seconds"] for row in history)),
             },
             curves=curves({self.name: history}),
             is_live=not trainer.is_finished,
         )
         self.published_at = time.monotonic()
-        if not is_live:
+        if at_end:
             write_arrays(self.folder, self.name, history)
             draw_curves({self.name: history}, self.folder / f"{self.name}_curves.png")
 
@@ -241,12 +237,13 @@ def print_plan(config: Config, device: torch.device, precision: torch.dtype, fol
         f"batch {config.batch_size}, learning rate {config.learning_rate}, seed {config.seed}\n"
         f"on {describe(device, precision)}; {config.image_size}x{config.image_size} pixels, boundary counted as "
         f"{config.boundary}\n"
-        f"writes to {folder}\ndata {root}"
+        f"writes to {folder}\ndata {root}",
+        flush=True,
     )
     if config.progressive:
         print(f"    progressive resizing, slower with each stage: {', '.join(stages)}")
     if device.type == "cpu" and config.image_size > 128:
-        print("note: this takes a CPU hours to days; faster: --recipe cpu, on data shrunk by tools/shrink_data.py")
+        print("note: this takes hours to days on a CPU; faster: --recipe cpu, on data shrunk by tools/shrink_data.py")
     if precision != choose_precision("auto", device) and config.precision == "auto":
         print(f"note: the run began in {str(precision).removeprefix('torch.')}, and resuming stays with it")
 
@@ -255,7 +252,7 @@ def print_data(train: Split, valid: Split, boundary: str) -> None:
     """Print how many images there are; a note, if no training target has any foreground."""
     print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation", flush=True)
     if not any(target_and_weight(part, boundary)[0].any() for part in train.pixels[..., 3].split(64)):
-        print("note: the training images show no pet; masks of 0 and 255 become trimaps by tools/import_masks.py")
+        print("note: no foreground in the training masks; tools/import_masks.py converts masks of 0 and 255")
 
 
 def print_epoch(config: Config, row: dict[str, float], is_best: bool, first_epoch: int, seconds: float) -> None:

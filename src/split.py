@@ -40,7 +40,7 @@ class Split:
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """A CRC-32 of the names and the pixels, the trimaps as in the files: equal for equal data, wherever it lies."""
+        """CRC-32 of names, images and trimaps as in the files; independent of the folder."""
         crc = zlib.crc32("\n".join(self.names).encode())
         for part in self.pixels.split(64):
             pixels = part.cpu().numpy().copy()
@@ -111,6 +111,12 @@ def decode_all(root: Path, names: list[str], image_size: int, task: str = "decod
     def decode(name: str) -> np.ndarray:
         image = decode_image(image_path(root, name))
         trimap = split_boundary(decode_trimap(trimap_path(root, name)))
+        if image.shape[:2] != trimap.shape:
+            (height, width), (rows, columns) = image.shape[:2], trimap.shape
+            raise UserError(
+                f"{image_path(root, name)} has {width}x{height} pixels, its trimap {columns}x{rows}; all such files: "
+                f"{shell('python', 'tools/check_data.py', root)}"
+            )
         pixels = cv2.cvtColor(resize_image(image, image_size, image_size), cv2.COLOR_RGB2RGBA)
         return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
@@ -119,7 +125,7 @@ def decode_all(root: Path, names: list[str], image_size: int, task: str = "decod
 
 def _hash_files(root: Path, names: list[str]) -> str:
     """Hash all that the decoded pixels depend on, without reading the files."""
-    digest = hashlib.sha256(b"decoder 3")
+    digest = hashlib.sha256(b"decoder 4")
     for name in names:
         for path in (image_path(root, name), trimap_path(root, name)):
             try:

@@ -35,7 +35,7 @@ from split import Split, images_and_trimaps, load_split
 from trimap import BOUNDARIES, target_and_weight
 
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
-EVAL_BATCH = 64  # images at most, and no more than a training step's, whose memory is known to be there
+EVAL_BATCH = 64  # largest evaluation batch; never above batch_size, which is known to fit
 BATCHNORM_IMAGES = 512  # training images that the EMA weights' BatchNorm statistics are computed from
 
 
@@ -109,7 +109,7 @@ class Trainer:
         return loss.detach()
 
     def train_epoch(self, stop: StopSignal) -> None:
-        """Do what is left of the current epoch. Its randomness follows from (seed, epoch) alone.
+        """Train the rest of the current epoch. Its randomness follows from (seed, epoch) alone.
 
         Raises:
             UserError: a loss or a weight is not finite.
@@ -204,10 +204,10 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
                 run.keep_as_best()
             if progress.epoch % KEEP_EVERY == 0:
                 run.write(str(progress.epoch))
-            run.publish(is_live=True)
             if not trainer.is_finished:
                 run.save(every=save_every)
-        run.write("final")  # before ``last``, which cannot be resumed once it says that all is done
+                run.publish()
+        run.write("final")  # first: a finished ``last`` cannot be resumed to write it
         if trainer.config.export_weights:
             run.export_weights()
         run.save()
@@ -216,7 +216,7 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
         progress.loss_sum = ranks.mean(progress.loss_sum)
         run.save()
     finally:  # also of a run that fails
-        run.publish(is_live=False)
+        run.publish(at_end=True)
 
 
 # ---------------------------------------------------------------------------------------------- the script
@@ -266,8 +266,8 @@ def find_data(typed: Path | None, known: str | None) -> Path:
     """The data set's folder: the typed one, the one that the run was trained on, or the default, downloaded."""
     if typed is None and known is not None:
         typed = training_data_path(known)
-    if typed is None and not (DATASET / "annotations").is_dir():
-        ranks.broadcast(lambda: download(DATASET))
+    if typed is None:
+        ranks.broadcast(lambda: (DATASET / "annotations").is_dir() or download(DATASET))
     return find_root(typed or DATASET)
 
 
@@ -285,6 +285,7 @@ def main(argv: list[str] | None = None) -> None:
         start = which and ranks.broadcast(lambda: load_checkpoint(checkpoint_path(args.save_path, args.name, which)))
         if not start and not args.overwrite:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
+        weights = load_checkpoint(args.init_from) if args.init_from and not start else None
         config = resolve_config(args.model, args.typed, start, exactly)
         wanted = start.get("training", {}).get("precision", config.precision) if exactly else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
@@ -302,8 +303,8 @@ def main(argv: list[str] | None = None) -> None:
         run = Run(folder, trainer)
         if start:
             run.restore(start, exactly)
-        elif args.init_from:
-            run.init_from(args.init_from)
+        elif weights:
+            run.init_from(weights)
         with StopSignal() as stop:
             run.prepare_folder(is_new=not start)
             if not exactly:

@@ -68,6 +68,13 @@ def test_every_kind_of_image_is_read_under_any_ending(tmp_path: Path, way: str) 
         np.testing.assert_allclose(image[part].astype(int), expected[part].astype(int), atol=4)
 
 
+def test_a_mask_of_one_bit_is_read_as_0_and_255(tmp_path: Path) -> None:
+    save(GREY > 50, "PNG")(tmp_path / "mask.png")
+    values = decode_raw(tmp_path / "mask.png")
+    assert values.dtype == np.uint8
+    np.testing.assert_array_equal(values, np.where(GREY > 50, 255, 0))
+
+
 def test_bytes_behind_the_end_of_a_jpeg_do_not_matter(tmp_path: Path) -> None:
     """Cameras append bytes; the original data set has such files."""
     path = tmp_path / "pet.jpg"

@@ -250,12 +250,12 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def machine() -> str:
+def machine(device: "torch.device | None" = None) -> str:
     """The name of the GPU, or of the CPU and the number of cores that this process may use."""
     import torch
 
-    cpu = f"{processor()}, {plural(cpu_cores(), 'core')}"
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    is_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else f"{processor()}, {plural(cpu_cores(), 'core')}"
 
 
 def describe(device: "torch.device", precision: "torch.dtype") -> str:

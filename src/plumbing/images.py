@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plumbing.cli import UserError, cpu_cores
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL import Image  # imported where it is used: training from the cache decodes nothing
 
 LARGEST_FILE = 2**29  # bytes of an image or a list
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # MPO is JPEG; no others: some run programs to decode
@@ -40,13 +42,13 @@ def decode_raw(path: Path) -> np.ndarray:
     """Decode an image to its stored values; for a palette image, these are the indices.
 
     Returns:
-        (H, W) or (H, W, channels), of the stored dtype.
+        (H, W) or (H, W, channels), of the stored dtype; 1 bit becomes uint8 of 0 and 255.
 
     Raises:
         UserError: missing, truncated, or not an image.
     """
     with _opened(read_bytes(path), path) as image:
-        return np.array(image)
+        return np.array(image.convert("L") if image.mode == "1" else image)
 
 
 def decode_photo(data: bytes, name: object) -> np.ndarray:
@@ -62,6 +64,8 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
     Raises:
         UserError: broken, of another format, or too many pixels for Pillow's limit.
     """
+    from PIL import ImageOps
+
     formats = list(PHOTO_FORMATS)
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -75,8 +79,10 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
 
 
 @contextmanager
-def _opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator[Image.Image]:
+def _opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator["Image.Image"]:
     """Open an image, to be decoded in the block. Pillow's errors become UserErrors that begin with ``name``."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
@@ -90,8 +96,10 @@ def _opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -
         raise UserError(f"{name} is broken: {reason}") from None
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
     """Convert to RGB or RGBA, 8 bit; of 16 bit, which Pillow would clip, the upper byte."""
+    from PIL import Image
+
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     return image if image.mode == mode else image.convert(mode)

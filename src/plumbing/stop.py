@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -42,8 +41,8 @@ class StopSignal:
         All ranks must loop equally often: each batch is an exchange between them.
         """
         for batch in batches:
-            self.number = ranks.all_max(self.number)
-            if self.number:
+            if number := ranks.all_max(self.number):  # assigned only then: a signal may come during the exchange
+                self.number = number
                 raise Stopped
             yield batch
 
@@ -55,4 +54,6 @@ class StopSignal:
             signal.raise_signal(number)
         self.number = number
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing the step, then saving (again to stop at once)", file=sys.stderr)
+        os.write(
+            2, f"\n{name}: finishing the step, then saving (again to stop at once)\n".encode()
+        )  # print may be busy
