@@ -16,7 +16,6 @@ from plumbing.images import decode_image, decode_raw, resize_image
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
 
 from metrics import RESAMPLES, mean_ci
 from oxford_pet import image_path, trimap_path
@@ -150,6 +149,8 @@ def draw_contact_sheet(
     Returns:
         (H, W, 3) uint8 RGB.
     """
+    from PIL import Image, ImageDraw, ImageOps
+
     width, height, head = side * len(tiles[0][1]) + 4, side + 24, 20 if labels else 0
     sheet = Image.new("RGB", (width * columns, head + height * -(-len(tiles) // columns)), "white")
     for index, (caption, images) in enumerate(tiles):

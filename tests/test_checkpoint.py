@@ -99,14 +99,14 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tiny_network: None, tmp_pat
         (lambda state: state.update(format=1), "not a checkpoint of this project"),
         (lambda state: state["model"].pop("0.bias"), r'Missing key\(s\) in state_dict: "0.bias"'),
         (lambda state: state["model"].update({"0.bias": torch.zeros(5)}), "size mismatch for 0.bias"),
-        (lambda state: state["model"]["0.bias"].fill_(float("nan")), "weights are not finite, 0.bias first"),
+        (lambda state: state["model"]["0.bias"].fill_(float("nan")), "weights that are not finite"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tiny_network: None, tmp_path: Path, change, said: str) -> None:
     state = contents()
     change(state)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=rf"^{tmp_path / 'x.pth'} is .*{said}") as caught:
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'x.pth'} .*{said}") as caught:
         load_checkpoint(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
 

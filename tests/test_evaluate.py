@@ -108,7 +108,7 @@ def test_the_script_scores_the_best_checkpoint(run_train: Train, tmp_path: Path,
     out = capsys.readouterr().out
     assert f"\nDice Score: {report['dice']:.4f}\n    mean over 20 test images at 32x32, boundary counted as pet" in out
     assert f"over the set: Dice {report['dice_set']:.4f}, IoU {report['iou_set']:.4f}" in out
-    assert "is predicted as pet" not in out  # not constant
+    assert "is predicted as foreground" not in out  # not constant
 
 
 @pytest.mark.parametrize(("bias", "said"), [(-50, "no pixel of any image"), (50, "every pixel of any image")])
@@ -120,7 +120,7 @@ def test_constant_predictions_are_noted(
     state["model"]["3.bias"] += bias
     save_checkpoint(tmp_path / "R" / "R_best.pth", state)
     evaluate.main(["--model", "R", "--save_path", str(tmp_path)])
-    assert f"note: {said} is predicted as pet" in capsys.readouterr().out
+    assert f"note: {said} is predicted as foreground" in capsys.readouterr().out
 
 
 def test_a_score_file_that_cannot_be_written_costs_nothing_else(

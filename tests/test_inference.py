@@ -88,7 +88,7 @@ def test_odd_data(trained: list[str], drawn_pets: Path, tmp_path: Path, capsys: 
         row = report["per_image"][0]
         assert (report["images"], report["empty_targets"], row["empty_target"]) == (limit, 1, True)
         assert row["dice"] in (0, 1)
-        assert "1 of the targets show no pet" in capsys.readouterr().out
+        assert "1 of the targets have no foreground" in capsys.readouterr().out
         (tmp_path / "out" / "contact_sheet.png").unlink()
 
 

@@ -118,7 +118,7 @@ def test_the_plan_is_printed_first_and_a_command_that_works_last(
     assert re.fullmatch("on cpu, 3 threads.*; 160x160 pixels, boundary counted as pet", lines[1])
     assert lines[2] == f"writes to {saved / 'fast-R'}"
     assert lines[4].endswith(": 40x40 from epoch 1, 80x80 from epoch 2, 160x160 from epoch 4")
-    assert lines[5].startswith("note: this takes a CPU hours to days; faster: --recipe cpu")
+    assert lines[5].startswith("note: this takes hours to days on a CPU; faster: --recipe cpu")
     assert lines[6] == "    18 training images, 2 for validation"
     done, command = lines[-1].split("; go on with: python src/train.py ")
     assert done == "stopped after 1 epoch and 3 of 5 steps"
@@ -145,7 +145,7 @@ def test_training_images_without_a_pet_are_noted(capsys: CaptureFixture) -> None
     for value, is_noted in ((1, False), (2, True)):
         split = Split(Path(), "train", ["a"], torch.full((1, 32, 32, 4), value, dtype=torch.uint8))
         run.print_data(split, split, "pet")
-        assert ("note: the training images show no pet; masks of" in capsys.readouterr().out) == is_noted
+        assert ("note: no foreground in the training masks" in capsys.readouterr().out) == is_noted
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume
@@ -270,7 +270,7 @@ def test_resume_takes_the_runs_own_data_and_no_other(stop_train: Train, pets: Pa
     listed = pets / "annotations" / "trainval.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(lines[:-1]))
-    with pytest.raises(UserError, match="not the data that the run was trained on, here 17 training and 2 validation"):
+    with pytest.raises(UserError, match="differ from the run's \(found 17 training, 2 validation\)"):
         train.main(again)
     listed.write_text("\n".join(lines))
     moved = pets.rename(tmp_path / "moved")

@@ -35,8 +35,8 @@ def join(wanted: str, threads: int | None = None) -> torch.device:
         wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     device = choose_device(wanted, threads)
     store, own_rank, count = next(dist.rendezvous("env://"))
-    # After an elastic restart the store still holds the dead workers' keys; use a fresh prefix. (On several machines the
-    # counts differ: see README.)
+    # After an elastic restart the store still holds the dead workers' keys; use a fresh prefix. (The counts
+    # of several machines differ: see README.)
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
