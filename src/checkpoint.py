@@ -102,6 +102,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if missing := REQUIRED - state.keys():
             raise UserError(f"it lacks the entry {min(missing)}")
+        if not isinstance(state["epoch"], int | None) or not isinstance(state["scores"], dict):
+            raise UserError(f"its epoch is {state['epoch']!r:.50} with the scores {state['scores']!r:.50}")
         config = Config.from_dict(state["config"])
         with torch.device("meta"):  # allocates no memory
             # A plain dict: PyTorch notes ``assign`` in a state dict, and would assign again where it is loaded next.
@@ -138,7 +140,7 @@ def read_plain_data(path: Path) -> Any:
             f"torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), {weights!r})"
         ) from None
     except Exception as error:  # the parsers of damaged files raise errors of any type
-        reason = str(error).splitlines()[0].split(". ")[0][:200] if str(error) else "it ends early"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0][:200]
         raise UserError(f"{path} is broken or no checkpoint ({reason})") from None
 
 

@@ -275,6 +275,8 @@ def resolve_config(
     if start is None:
         return dataclasses.replace(RECIPES[typed.get("recipe", "default")](network), **typed)
     old: Config = start["config"]
+    if start["epoch"] is None:
+        raise UserError("the file holds weights alone: only --init_from can start from it")
     check_network(old, network, "the run")
     fixed = typed.keys() - {"stop_at_dice"} if exactly else typed.keys() & {"recipe", "image_size", "boundary", "limit"}
     changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
@@ -282,4 +284,9 @@ def resolve_config(
         values = ", ".join(f"--{key} changed from {getattr(old, key)} to {typed[key]}" for key in changed)
         more = "continue from the weights: --load_model_epoch final or N" if exactly else "start a new run: --init_from"
         raise UserError(f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or {more}")
-    return dataclasses.replace(old, **typed)
+    config = dataclasses.replace(old, **typed)
+    if start["epoch"] >= config.epochs:
+        raise UserError(f"all {config.epochs} epochs are done; to train more: --load_model_epoch final --epochs MORE")
+    if start["scores"].get("valid_dice", 0.0) >= (config.stop_at_dice or math.inf):
+        raise UserError(f"--stop_at_dice {config.stop_at_dice} is reached; to train more: --stop_at_dice HIGHER")
+    return config

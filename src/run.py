@@ -71,7 +71,7 @@ class Run:
             exactly: with the full training state, which ``last`` has; else the weights, the epoch and the history.
 
         Raises:
-            UserError: the data is not the run's, the checkpoint is damaged, or the run is finished.
+            UserError: the data is not the run's, or the checkpoint is damaged.
         """
         trainer, progress = self.trainer, self.trainer.progress
         try:
@@ -87,16 +87,14 @@ class Run:
                 trainer.model.load_state_dict(training["model"])
                 trainer.optimizer.load_state_dict(training["optimizer"])
                 progress.step, progress.seconds = training["step"], training["seconds"]
+                if not 0 <= progress.step <= trainer.steps:
+                    raise ValueError(f"step {progress.step} of {trainer.steps}")
                 progress.loss_sum.copy_(training["loss_sum"])
             else:
                 trainer.model.load_state_dict(start["model"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"a checkpoint of {self.folder} is damaged, or of another network: {reason}") from error
-        if trainer.is_finished:
-            is_early = progress.epoch < trainer.config.epochs
-            more = "--resume --stop_at_dice HIGHER" if is_early else "--load_model_epoch final --epochs MORE"
-            raise UserError(f"{self.name} is finished after {plural(progress.epoch, 'epoch')}; to train more: {more}")
+            reason = " ".join(repr(error).split())[:200]
+            raise UserError(f"the training state of {self.path('last')} is damaged: {reason}") from error
 
     def init_from(self, state: dict[str, Any]) -> None:
         """Take over the weights of a checkpoint of any run. Raises UserError if it is of another network."""

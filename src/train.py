@@ -287,7 +287,8 @@ def main(argv: list[str] | None = None) -> None:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
         weights = load_checkpoint(args.init_from) if args.init_from and not start else None
         config = resolve_config(args.model, args.typed, start, exactly)
-        wanted = start.get("training", {}).get("precision", config.precision) if exactly else config.precision
+        training = start.get("training") if exactly else None
+        wanted = training.get("precision", config.precision) if isinstance(training, dict) else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
         root = find_data(args.data_path, start and start["data_path"])
 

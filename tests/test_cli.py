@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plumbing import cli, ranks
 from plumbing.cli import REPO, ArgumentParser, UserError, choose_device, choose_precision, run_script
+from plumbing.stop import Stopped, StopSignal
 
 import pytest
 import torch
@@ -177,6 +178,19 @@ def test_a_signal_ends_a_script_in_one_line() -> None:
         "        os.kill(os.getpid(), 15)\n    finally:\n        print('tidied')\ncli.run_script(main)"
     )
     assert (done.returncode, done.stdout, done.stderr) == (128 + 15, "tidied\n", "terminated\n")
+
+
+def test_a_signal_during_the_exchange_between_ranks_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_max(number: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)  # after the number has been read
+        return number
+
+    with StopSignal() as stop, pytest.raises(Stopped):
+        batches = stop.between(range(3))
+        with monkeypatch.context() as patched:
+            patched.setattr(ranks, "all_max", all_max)
+            assert next(batches) == 0
+        next(batches)
 
 
 def test_the_second_signal_kills() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from plumbing import cache
 from plumbing.cli import UserError
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,14 @@ def test_broken_cache_is_made_again(pets: Path, damage: Callable[[bytes], bytes]
     path.write_bytes(damage(data))
     assert load_split(pets, "valid", SIDE).pixels.equal(expected)
     assert path.read_bytes() == data
+
+
+def test_an_image_and_a_trimap_of_other_sizes_are_refused(pets: Path) -> None:
+    path = image_path(pets, read_split(pets, "train")[3])
+    image = cv2.imread(str(path))
+    cv2.imwrite(str(path), image[:-1])
+    with pytest.raises(UserError, match=rf"{path.name} has \d+x\d+ pixels, its trimap \d+x\d+; all such files"):
+        load_split(pets, "train", SIDE)
 
 
 def test_broken_image_leaves_no_cache(pets: Path) -> None:

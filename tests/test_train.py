@@ -252,7 +252,7 @@ def test_what_would_not_be_the_same_run_is_refused(run_train: Train, tmp_path: P
     run_train("--epochs", 2)
     before = read_files(tmp_path)
     for flags, message in {
-        "--resume": r"^R is finished after 2 epochs; .*: --load_model_epoch final --epochs MORE$",
+        "--resume": r"^all 2 epochs are done; .*: --load_model_epoch final --epochs MORE$",
         "--resume --epochs 4 --seed 5": "^cannot resume: --epochs changed from 2 to 4, --seed changed from 0 to 5",
         "--resume --model U --name R": "^the run holds the network ResNet34_UNet, not what --model UNet stands for",
         "--resume --recipe lab3 --name R": "^cannot resume: --recipe changed from default to lab3",
@@ -442,7 +442,7 @@ def test_one_training_image_of_32_pixels_trains_but_not_in_one_step(drawn_pets: 
 def test_stop_at_dice_ends_the_run(run_train: Train, tmp_path: Path, capsys: CaptureFixture) -> None:
     run_train("--epochs", 5, "--stop_at_dice", 0.01)
     assert "validation Dice 0.01 reached after 1 epoch, " in capsys.readouterr().out
-    with pytest.raises(UserError, match="R is finished after 1 epoch"):
+    with pytest.raises(UserError, match=r"--stop_at_dice 0\.01 is reached"):
         run_train("--resume")
     assert_resumes_exactly(run_train, tmp_path, "--epochs", 5, "--stop_at_dice", 1)
 
