@@ -55,8 +55,11 @@ def read_scores(save_path: Path, name: str, split: str, flip_average: bool) -> R
     """
     path = save_path / name / f"{name}_{split}_scores{'_flip' if flip_average else ''}.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        report = json.loads(path.read_text())
+        if missing := {*MUST_AGREE, "config", "per_image", "dice"} - report.keys():
+            raise ValueError(f"it lacks {min(missing)}: of an earlier version?")
+        return report
+    except (OSError, ValueError, AttributeError) as error:
         flip = ["--flip_average"] if flip_average else []
         command = shell("python", "src/evaluate.py", "--name", name, "--split", split, *flip, "--save_path", save_path)
         reason = getattr(error, "strerror", None) or error
