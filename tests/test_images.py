@@ -68,6 +68,27 @@ def test_every_kind_of_image_is_read_under_any_ending(tmp_path: Path, way: str) 
         np.testing.assert_allclose(image[part].astype(int), expected[part].astype(int), atol=4)
 
 
+DEEP: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "float": ("32-bit numbers", save(GREY.astype(np.float32) / 255, "TIFF")),
+    "int32": ("32-bit numbers", save(GREY.astype(np.int32), "TIFF")),
+    "12 of 16 bit": ("16-bit numbers below 4096", save(GREY.astype(np.uint16) * 16, "PNG")),
+    "12 of 16 bit in colour": (
+        "16-bit numbers below 4096",
+        lambda path: path.write_bytes(cv2.imencode(".png", COLOURS.astype(np.uint16) * 16)[1].tobytes()),
+    ),
+}
+
+
+@pytest.mark.parametrize("decode", [decode_image, load_photo])
+@pytest.mark.parametrize("kind", DEEP)
+def test_numbers_of_unknown_range_are_refused(tmp_path: Path, decode: Callable[[Path], np.ndarray], kind: str) -> None:
+    path = tmp_path / "scan.jpg"
+    found, write = DEEP[kind]
+    write(path)
+    with pytest.raises(UserError, match=rf"scan\.jpg holds {found}, .*save all images as 8 bit, such as \(pixels \*"):
+        decode(path)
+
+
 def test_bytes_behind_the_end_of_a_jpeg_do_not_matter(tmp_path: Path) -> None:
     """Cameras append bytes; the original data set has such files."""
     path = tmp_path / "pet.jpg"
