@@ -301,14 +301,14 @@ def test_images_turned_by_exif_are_read_by_one_rule(
 ) -> None:
     exif, shown = Image.Exif(), {}
     for index, (name, target) in enumerate(coins.items()):
-        exif[0x0112] = 1 + index % 8
+        exif[0x0112] = index % 9  # 0 means nothing, as 1 does
         next((tmp_path / "photos").glob(f"{name}.*")).unlink()
         photo = tmp_path / "photos" / f"{name}.jpg"
         Image.fromarray(target.astype(np.uint8) * 255).save(photo, exif=exif)
         shown[name] = np.array(ImageOps.exif_transpose(Image.open(photo))) > 128
     check_trimaps(run(tmp_path, output="stored"), coins)
     assert any(
-        "26 images with an EXIF orientation; masks lie on images as stored" in line for line in reports(capsys, "note")
+        "22 images with an EXIF orientation; masks lie on images as stored" in line for line in reports(capsys, "note")
     )
     redraw(tmp_path, shown, lambda mask: mask)
     root = run(tmp_path, "--link", output="shown")
@@ -318,12 +318,12 @@ def test_images_turned_by_exif_are_read_by_one_rule(
         assert ((decode_image(image_path(root, import_masks.plain_name(name)))[..., 0] > 128) == target).mean() > 0.97
 
     for photo in list((tmp_path / "photos").rglob("*.jpg")):
-        if Image.open(photo).getexif()[0x0112] > 4:  # whose size tells
+        if Image.open(photo).getexif().get(0x0112, 1) > 4:  # whose size tells
             photo.unlink()
             (tmp_path / "masks" / photo.parent.name / f"{photo.stem}.png").unlink()
     (line,) = refused(tmp_path, capsys)
     assert line.startswith(
-        "12 images with an EXIF orientation; masks lie on images as shown or as stored, which no size"
+        "10 images with an EXIF orientation; masks lie on images as shown or as stored, which no size"
     )
 
 

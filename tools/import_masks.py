@@ -189,7 +189,8 @@ def read_header(path: Path) -> tuple[str, bytes, int]:
     with opened(read_bytes(path), path) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a JPEG with previews
             raise UserError(f"{path} has several pages or frames; save the one that counts as a file of its own")
-        return image.format, bytes(image.getpalette() or ()), image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)  # some cameras write 0
+        return image.format, bytes(image.getpalette() or ()), orientation if orientation in range(2, 9) else 1
 
 
 def read_mask(path: Path, reading: Reading) -> np.ndarray:
