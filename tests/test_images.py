@@ -75,6 +75,27 @@ def test_a_mask_of_one_bit_is_read_as_0_and_255(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.where(GREY > 50, 255, 0))
 
 
+DEEP: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "float": ("32-bit numbers", save(GREY.astype(np.float32) / 255, "TIFF")),
+    "int32": ("32-bit numbers", save(GREY.astype(np.int32), "TIFF")),
+    "12 of 16 bit": ("16-bit numbers below 4096", save(GREY.astype(np.uint16) * 16, "PNG")),
+    "12 of 16 bit in colour": (
+        "16-bit numbers below 4096",
+        lambda path: path.write_bytes(cv2.imencode(".png", COLOURS.astype(np.uint16) * 16)[1].tobytes()),
+    ),
+}
+
+
+@pytest.mark.parametrize("decode", [decode_image, load_photo])
+@pytest.mark.parametrize("kind", DEEP)
+def test_numbers_of_unknown_range_are_refused(tmp_path: Path, decode: Callable[[Path], np.ndarray], kind: str) -> None:
+    path = tmp_path / "scan.jpg"
+    found, write = DEEP[kind]
+    write(path)
+    with pytest.raises(UserError, match=rf"scan\.jpg holds {found}, .*save all images as 8 bit, such as \(pixels \*"):
+        decode(path)
+
+
 def test_bytes_behind_the_end_of_a_jpeg_do_not_matter(tmp_path: Path) -> None:
     """Cameras append bytes; the original data set has such files."""
     path = tmp_path / "pet.jpg"

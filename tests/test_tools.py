@@ -42,6 +42,9 @@ def check_fails(root: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> 
 def test_every_defect_is_named(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = read_split(pets, "test")
     images, trimaps = ([path(pets, name) for name in names] for path in (image_path, trimap_path))
+    tiny = np.full_like(decode_trimap(trimaps[5]), 2)
+    tiny[1, 2] = 1
+    Image.fromarray(tiny).save(trimaps[5])
     train = read_split(pets, "train")
 
     trimaps[0].unlink()
@@ -59,7 +62,7 @@ def test_every_defect_is_named(pets: Path, capsys: pytest.CaptureFixture[str]) -
         shutil.copy(path(pets, train[1]), path(pets, train[2]))
     shutil.copy(images[9], pets / "images" / "Uninvited_1.jpg")
 
-    printed = check_fails(pets, capsys)
+    printed = check_fails(pets, capsys, "--image_size", "32")
     reports = [" ".join(line.split()) for line in printed.replace("\n            ", " > ").splitlines()]
     assert reports[2:-1] == [
         "ok 0 empty splits",
@@ -70,9 +73,22 @@ def test_every_defect_is_named(pets: Path, capsys: pytest.CaptureFixture[str]) -
         f"other masks: {names[2]}.png",
         f"WRONG 1 images and trimaps of different size > {names[3]} ({width}x{height} and {width - 3}x{height})",
         f"note 1 trimaps without foreground > {names[7]}",
+        f"note 1 trimaps that lose all their foreground at 32x32 > {names[5]}",
         f"note 2 equal images > train = test: {train[0]} = {names[8]} > train = train: {train[1]} = {train[2]}",
         "note 1 files on no list, not used > Uninvited_1.jpg",
     ]
+
+
+def test_nested_copies_are_named(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(pets / "images", pets / "images" / "images")
+    check_data.main([str(pets)])
+    assert "note    40 files on no list, not used\n            images/" in capsys.readouterr().out
+    shutil.move(pets / "annotations", pets / "inner")
+    shutil.copytree(pets / "inner", pets / "annotations" / "annotations")
+    with pytest.raises(
+        UserError, match=r"lies in itself: move .*annotations/annotations, and in images/images, a folder"
+    ):
+        check_data.main([str(pets)])
 
 
 def test_many_files_with_one_problem_are_one_line(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,10 @@ def decode_image(path: Path) -> np.ndarray:
         (H, W, 3) uint8. Transparency is dropped.
 
     Raises:
-        UserError: missing, truncated, or not an image.
+        UserError: missing, truncated, not an image, or of unknown range.
     """
-    with _opened(read_bytes(path), path) as image:
+    with opened(read_bytes(path), path) as image:
+        _raise_if_range_is_unknown(image, path)
         image.info.pop("transparency", None)  # Pillow warns when it converts a palette that has some
         return np.array(_to_mode(image, "RGB"))
 
@@ -47,7 +48,7 @@ def decode_raw(path: Path) -> np.ndarray:
     Raises:
         UserError: missing, truncated, or not an image.
     """
-    with _opened(read_bytes(path), path) as image:
+    with opened(read_bytes(path), path) as image:
         return np.array(image.convert("L") if image.mode == "1" else image)
 
 
@@ -62,7 +63,7 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
         (H, W, 4) uint8 RGBA; opaque if the file has no transparency.
 
     Raises:
-        UserError: broken, of another format, or too many pixels for Pillow's limit.
+        UserError: broken, of another format, of unknown range, or too many pixels for Pillow's limit.
     """
     from PIL import ImageOps
 
@@ -74,12 +75,13 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
         formats.append("HEIF")
     if data[4:8] == b"ftyp" and "HEIF" not in formats:
         raise UserError(f"{name} is not an image that can be read (HEIC needs: pip install pillow-heif)")
-    with _opened(data, name, formats) as image:
+    with opened(data, name, formats) as image:
+        _raise_if_range_is_unknown(image, name)
         return np.array(_to_mode(ImageOps.exif_transpose(image), "RGBA"))
 
 
 @contextmanager
-def _opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator["Image.Image"]:
+def opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator["Image.Image"]:
     """Open an image, to be decoded in the block. Pillow's errors become UserErrors that begin with ``name``."""
     from PIL import Image, UnidentifiedImageError
 
@@ -87,13 +89,25 @@ def _opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -
         with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image that can be read") from None
+        raise UserError(f"{name} is not an image that can be read; those are {', '.join(formats)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning is an error in photos.py
         limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels; for photos, --pixel_limit MEGAPIXELS allows more"
         raise UserError(f"{name} has over {limit}") from None
     except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
         reason = str(error).split(" (")[0]  # drops Pillow's byte count, so that equal damage gives equal messages
         raise UserError(f"{name} is broken: {reason}") from None
+
+
+def _raise_if_range_is_unknown(image: "Image.Image", name: object) -> None:
+    """Raise UserError for more than 8 bit, unless it is 16 bit of which at least 13 are used."""
+    is_16_bit = ";16" in str(image.tile)  # colours too, though Pillow then decodes their upper bytes only
+    if image.mode in ("I", "F"):
+        found, scale = "32-bit numbers, whose black and white are not known", "255 / WHITE"
+    elif is_16_bit and np.max(image.getextrema()[:3]) < (4096 if image.mode.startswith("I") else 16):
+        found, scale = "16-bit numbers below 4096, which would be almost black", "255 / 4095"
+    else:
+        return
+    raise UserError(f"{name} holds {found}; save all images as 8 bit, such as (pixels * {scale}).astype('uint8')")
 
 
 def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
