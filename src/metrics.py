@@ -68,29 +68,25 @@ def evaluate(
             (N, 1, S, S) uint8, both on the device.
         between: wraps the iterator of batches; may raise between two of them, to stop.
     """
-    part = slice(ranks.rank(), None, ranks.world())
     starts, order = range(0, len(split), batch_size), torch.arange(len(split))
     batches = between(split.batches(order, batch_size, predictor.device))
     bar = tqdm(batches, f"scoring {split.mode}", len(starts), unit=" batches", leave=False, disable=None)
-    scored, rows = [], [torch.empty((4, 0), device=predictor.device)]
+    dtype = torch.float32 if predictor.device.type == "mps" else torch.float64
+    scores = torch.zeros((4, len(split)), dtype=dtype, device=predictor.device)  # 0: of another rank's images
     for start, pixels in zip(starts, bar, strict=True):
-        indices = range(start, start + len(pixels))[part]
+        indices = range(start + ranks.rank(), start + len(pixels), ranks.world())
         if not indices:  # no image for this rank; keep looping: every batch synchronises the ranks
             continue
-        images, trimaps = images_and_trimaps(pixels[part])
+        images, trimaps = images_and_trimaps(pixels[ranks.rank() :: ranks.world()])
         logits = predictor.logits(images)
         target, weight = target_and_weight(trimaps, predictor.config.boundary)
         intersection, areas = overlap(logits > 0, target, weight)
         loss = criterion(logits, target, weight) if criterion else torch.full_like(areas[0], float("nan"))
         columns = (*dice_and_iou(intersection, areas), ~target.flatten(1).any(1), loss.expand_as(areas))
-        scored += indices
-        rows.append(torch.stack([column.to(areas.dtype) for column in columns]))
+        scores[:, indices.start : indices.stop : indices.step] = torch.stack([column.to(dtype) for column in columns])
         if on_batch:
             on_batch(indices, logits, trimaps)
-    scores = np.empty((4, len(split)))
-    for indices, values in ranks.gather((scored, torch.cat(rows, 1).cpu().numpy())):  # one transfer from the device
-        scores[:, indices] = values
-    dice, iou, empty, loss = scores
+    dice, iou, empty, loss = ranks.all_sum(scores).cpu().numpy()  # one transfer from the device
     return Scores(dice, iou, empty.astype(bool), float(loss.mean()))
 
 

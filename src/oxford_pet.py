@@ -76,22 +76,12 @@ def read_columns(root: Path, list_name: str) -> dict[str, list[str]]:
         if not line.strip() or line.startswith("#"):
             continue
         name, *others = line.split()
-        if not is_plain_name(name):
+        if re.search(r"^\.|[/\\:\0]", name):  # separators, of Windows too; NUL
             raise UserError(f"{path}, line {number}: {name[:200]!r} is no plain name of a file")
         if name in columns:
             raise UserError(f"{path}, line {number}: {name} is on a line above already")
         columns[name] = others
     return columns
-
-
-def is_plain_name(name: str) -> bool:
-    """True if ``name`` is a safe file stem: no separators (of Windows too), no NUL, no leading dot."""
-    return not re.search(r"^\.|[/\\:\0]", name)
-
-
-def read_list(root: Path, list_name: str) -> list[str]:
-    """The samples' names in ``annotations/<list_name>.txt``, in file order; raises as ``read_columns`` does."""
-    return list(read_columns(root, list_name))
 
 
 def read_breeds(root: Path) -> dict[str, dict[str, str]]:
@@ -119,10 +109,10 @@ def read_split(root: Path, mode: str) -> list[str]:
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, not one of {', '.join(MODES)}")
     if mode == "test":
-        return read_list(root, "test")
-    names = read_list(root, "trainval")
+        return list(read_columns(root, "test"))
+    names = list(read_columns(root, "trainval"))
     if (root / "annotations" / "valid.txt").is_file():
-        valid = read_list(root, "valid")
+        valid = list(read_columns(root, "valid"))
         chosen = set(valid)
         return valid if mode == "valid" else [name for name in names if name not in chosen]
     return names[::10] if mode == "valid" else [name for index, name in enumerate(names) if index % 10]

@@ -15,7 +15,7 @@ from PIL import Image
 from test_checkpoint import contents
 
 from checkpoint import load_checkpoint
-from oxford_pet import image_path, read_list, read_split, trimap_path
+from oxford_pet import image_path, read_columns, read_split, trimap_path
 from trimap import decode_trimap
 
 
@@ -95,7 +95,11 @@ def test_lists(name: str, tmp_path: Path) -> None:
         (tmp_path / "annotations" / f"{split}.txt").write_bytes(text)
 
     def read() -> None:
-        for listed in (*read_list(tmp_path, "trainval"), *read_split(tmp_path, "train"), *read_split(tmp_path, "test")):
+        for listed in (
+            *read_columns(tmp_path, "trainval"),
+            *read_split(tmp_path, "train"),
+            *read_split(tmp_path, "test"),
+        ):
             for path in (image_path(tmp_path, listed), trimap_path(tmp_path, listed)):
                 assert path.resolve().parent in (tmp_path / "images", tmp_path / "annotations" / "trimaps")
 

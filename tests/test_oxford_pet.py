@@ -28,7 +28,7 @@ from oxford_pet import (
     load_dataset,
     main,
     missing_files,
-    read_list,
+    read_columns,
     read_split,
     rotate_and_flip,
     training_data_path,
@@ -66,7 +66,7 @@ def test_every_tenth_of_trainval_is_valid(tmp_path: Path) -> None:
 
 
 def test_valid_list_replaces_every_tenth(pets: Path) -> None:
-    names, tenths = read_list(pets, "trainval"), read_split(pets, "valid")
+    names, tenths = [*read_columns(pets, "trainval")], read_split(pets, "valid")
     (pets / "annotations" / "valid.txt").write_text(f"{names[5]}\n{names[3]} 1 1 1\nnot_in_trainval\n")
     assert read_split(pets, "valid") == [names[5], names[3], "not_in_trainval"]
     assert read_split(pets, "train") == [name for name in names if name not in (names[3], names[5])]
@@ -302,7 +302,7 @@ def test_a_second_download_says_who_is_at_it_and_stale_temp_files_go(archives: l
 
 
 def test_what_is_there_is_not_overwritten(archives: list[Path], pets: Path, target: Path) -> None:
-    missing = trimap_path(pets, read_list(pets, "trainval")[-1])
+    missing = trimap_path(pets, [*read_columns(pets, "trainval")][-1])
     missing.unlink()
     before = files_below(pets)
     with pytest.raises(FileExistsError, match="exists already"):

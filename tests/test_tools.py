@@ -11,7 +11,7 @@ from PIL import Image
 
 import check_data
 import shrink_data
-from oxford_pet import image_path, read_list, read_split, trimap_path
+from oxford_pet import image_path, read_columns, read_split, trimap_path
 from split import load_split
 from trimap import decode_trimap
 
@@ -126,7 +126,7 @@ def test_shrinking_replaces_nothing_and_leaves_nothing_half_done(pets: Path, tmp
     copy = tmp_path / "out" / "small"
     with pytest.raises(FileExistsError, match="exists already"):
         shrink_data.main([str(pets), str(pets), "--size", str(SIDE)])
-    broken = image_path(pets, read_list(pets, "test")[-1])
+    broken = image_path(pets, [*read_columns(pets, "test")][-1])
     broken.write_bytes(broken.read_bytes()[:-500])
     with pytest.raises(UserError, match=broken.name):
         shrink_data.main([str(pets), str(copy), "--size", str(SIDE)])

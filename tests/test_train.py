@@ -270,7 +270,7 @@ def test_resume_takes_the_runs_own_data_and_no_other(stop_train: Train, pets: Pa
     listed = pets / "annotations" / "trainval.txt"
     lines = listed.read_text().splitlines()
     listed.write_text("\n".join(lines[:-1]))
-    with pytest.raises(UserError, match="differ from the run's \(found 17 training, 2 validation\)"):
+    with pytest.raises(UserError, match=r"differ from the run's \(found 17 training, 2 validation\)"):
         train.main(again)
     listed.write_text("\n".join(lines))
     moved = pets.rename(tmp_path / "moved")

@@ -104,13 +104,18 @@ def shard(slots: Tensor, batch_size: int) -> Tensor:
     return slots.unflatten(0, (-1, world(), batch_size // world()))[:, rank()].flatten(0, 1)
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks."""
+def all_sum(value: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks."""
     if world() == 1:
         return value
-    value = value / world()
+    value = value.clone()
     dist.all_reduce(value)
     return value
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks."""
+    return all_sum(value / world())
 
 
 def all_max(number: int) -> int:
@@ -120,14 +125,6 @@ def all_max(number: int) -> int:
     value = torch.tensor(number)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
-
-
-def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in order."""
-    values = [value] * world()
-    if world() > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def broadcast(make: Callable[[], Any]) -> Any:
