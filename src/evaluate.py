@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +327,7 @@ def add_scoring_options(parser: ArgumentParser) -> None:
 
 
 def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse; adds ``checkpoint``, the file that the flags name (None: photos without a named one), and ``options``."""
+    """Parse; ``checkpoint`` is the file that the flags name, None for photos without a named one."""
     args = parser.parse_run_args(argv)
     takes_default = getattr(args, "input", None) and not (args.recipe or args.load_model_epoch)
     if not args.name and not takes_default:
@@ -339,7 +339,6 @@ def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argpar
         args.checkpoint = next((path for path in (args.file, args.save_path / args.file) if path.is_file()), args.file)
     elif args.name:
         args.checkpoint = checkpoint_path(args.save_path, args.name, args.which)
-    args.options = ScoringOptions(**{one.name: vars(args)[one.name] for one in fields(ScoringOptions)})
     return args
 
 
@@ -353,7 +352,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     state = open_checkpoint(args.checkpoint, args.model, args.recipe)
-    score_checkpoint(args.checkpoint, state, args.split, choose_device(args.device, args.threads), args.options)
+    options = ScoringOptions(
+        args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average
+    )
+    score_checkpoint(args.checkpoint, state, args.split, choose_device(args.device, args.threads), options)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,10 @@ def main(argv: list[str] | None = None) -> None:
         options = PhotoOptions(output, args.write, args.threshold, args.largest_only, args.overwrite, args.recursive)
         cut_out_photos(args.input, path, Predictor(state, device, args.flip_average, args.image_size), options)
         return
-    predict_test_split(path, state, device, args.options, args.output or OUTPUTS / args.name, args.masks_only)
+    options = ScoringOptions(
+        args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average
+    )
+    predict_test_split(path, state, device, options, args.output or OUTPUTS / args.name, args.masks_only)
 
 
 if __name__ == "__main__":
