@@ -28,6 +28,12 @@ Save = Callable[[str], Path]
 
 
 @pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in conftest.py, without RReLU, which ONNX does not know."""
+    monkeypatch.setitem(NETWORKS, "UNet", lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 1, 1)))
+
+
+@pytest.fixture
 def save(drawn_pets: Path, tmp_path: Path) -> Save:
     """Save a checkpoint of a network with new weights and statistics as after training."""
 
