@@ -3,12 +3,17 @@
 model = torch.hub.load(PATH, "resnet34_unet", source="local", weights="saved_models/R/R_best.pth")
 predictor = torch.hub.load(PATH, "predictor", source="local", checkpoint="saved_models/R/R_best.pth")
 
-PATH is this folder. Weights are a checkpoint or a bare state dict; nothing is unpickled. The modules of src/ are
-imported under plain names such as ``models``, so the caller must not have others of these names.
+PATH is this folder. Weights are a checkpoint or a bare state dict; nothing is unpickled.
+
+The modules of src/ have plain names such as ``models``. If the caller has modules of these names too, the caller keeps
+them: ours are then hidden from ``import``, so that a network cannot be pickled (its state dict can).
 """
 
+import contextlib
+import importlib.util
 import pathlib
 import sys
+import types
 import typing
 
 if typing.TYPE_CHECKING:
@@ -18,9 +23,31 @@ if typing.TYPE_CHECKING:
 
 dependencies = ["torch", "numpy", "cv2", "PIL"]  # torch.hub names the modules that are missing
 
-_SRC = str(pathlib.Path(__file__).resolve().parent / "src")
-if _SRC not in sys.path:
-    sys.path.insert(0, _SRC)
+_SRC = pathlib.Path(__file__).resolve().parent / "src"
+_NAMES = {path.stem for path in _SRC.iterdir() if path.stem.isidentifier() and path.stem[0] != "_"}
+_hidden: dict[str, types.ModuleType] = {}  # our modules, where the caller has others of their names
+
+
+@contextlib.contextmanager
+def _our_modules() -> typing.Iterator[None]:
+    """Import from src/ within the block; afterwards, a name that the caller has too is the caller's."""
+    specs = [importlib.util.find_spec(name) for name in _NAMES]
+    clashes = any(spec and not str(spec.origin).startswith(str(_SRC)) for spec in specs)
+    theirs = {name: sys.modules.pop(name) for name in _named()} if clashes else {}
+    sys.modules.update(_hidden)
+    sys.path.insert(0, str(_SRC))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(_SRC))
+        if clashes:
+            _hidden.update((name, sys.modules.pop(name)) for name in _named())
+            sys.modules.update(theirs)
+
+
+def _named() -> list[str]:
+    """The imported modules that have names of ours."""
+    return [name for name in sys.modules if name.partition(".")[0] in _NAMES]
 
 
 def unet(weights: str | None = None) -> "nn.Module":
@@ -60,23 +87,25 @@ def segformer(weights: str | None = None) -> "nn.Module":
 
 def predictor(checkpoint: str, **options: typing.Any) -> "Predictor":
     """``predictor.Predictor(checkpoint, **options)``: RGB images or files in, probabilities at their own size out."""
-    from plumbing.cli import existing_path
+    with _our_modules():
+        from plumbing.cli import existing_path
 
-    from predictor import Predictor
+        from predictor import Predictor
 
-    return Predictor(existing_path(str(checkpoint)), **options)
+        return Predictor(existing_path(str(checkpoint)), **options)
 
 
 def _load(network: str, weights: str | None) -> "nn.Module":
-    from plumbing.cli import UserError, existing_path
+    with _our_modules():
+        from plumbing.cli import UserError, existing_path
 
-    from checkpoint import load_checkpoint
-    from models import build_network
+        from checkpoint import load_checkpoint
+        from models import build_network
 
-    model = build_network(network).eval()
-    if weights is not None:
-        state = load_checkpoint(existing_path(str(weights)))
-        if state["config"].network != network:
-            raise UserError(f"{weights} holds the network {state['config'].network}, not {network}")
-        model.load_state_dict(state["model"])
-    return model
+        model = build_network(network).eval()
+        if weights is not None:
+            state = load_checkpoint(existing_path(str(weights)))
+            if state["config"].network != network:
+                raise UserError(f"{weights} holds the network {state['config'].network}, not {network}")
+            model.load_state_dict(state["model"])
+        return model

@@ -9,12 +9,14 @@ A checkpoint is plain data: tensors, numbers, strings, lists and dicts. Its entr
     epoch       number of finished epochs; 0 at the start
     scores      of this epoch: valid_dice, valid_loss, ...; empty at the start
     history     list of one dict an epoch, up to this one
+    train_names list of the training images' names, so that scoring can say that it meets some again
     versions, commit, command    what wrote it
     training    in <name>_last.pth only: the rest of the training state, for --resume
 
 A bare state dict is read too: its tensors tell the network.
 """
 
+import io
 import pickle
 import platform
 import subprocess
@@ -117,7 +119,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_plain_data(path: Path) -> Any:
-    """Load a file with ``weights_only=True``, after verifying its checksums, which ``torch.load`` does not.
+    """Load a file with ``weights_only=True``, from records whose checksums were verified, as ``torch.load`` does not.
+
+    PyTorch's reader and Python's can read a damaged header differently. So PyTorch gets a new archive of the records
+    that Python has read and verified.
 
     Raises:
         UserError: missing (lists what is there), damaged, or more than plain data.
@@ -127,11 +132,9 @@ def read_plain_data(path: Path) -> Any:
         hint = f"there are {there}" if there else "that folder holds none; train first: `python src/train.py --help`"
         raise UserError(f"no checkpoint {path}; {hint}")
     try:
-        if zipfile.is_zipfile(path):  # the files of PyTorch before 1.6 are none
-            with zipfile.ZipFile(path) as archive:
-                if record := archive.testzip():
-                    raise zipfile.BadZipFile(f"wrong checksum of its record {record}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            is_zip = file.read(2) == b"PK"  # the files of PyTorch before 1.6 are pickles
+        return torch.load(verified_copy(path) if is_zip else path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         weights = str(path.with_stem(f"{path.stem}_weights"))
         raise UserError(
@@ -142,6 +145,16 @@ def read_plain_data(path: Path) -> Any:
     except Exception as error:  # the parsers of damaged files raise errors of any type
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0][:200]
         raise UserError(f"{path} is broken or no checkpoint ({reason})") from None
+
+
+def verified_copy(path: Path) -> io.BytesIO:
+    """Copy a zip archive record by record. Raises zipfile.BadZipFile where a checksum is wrong."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as target:
+        for name in archive.namelist():
+            target.writestr(name, archive.read(name))
+    copy.seek(0)
+    return copy
 
 
 def recognise(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:

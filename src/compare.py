@@ -19,10 +19,19 @@ import numpy as np
 import torch
 
 from metrics import RESAMPLES, dice_and_iou, mean_ci, overlap, paired_difference_ci
-from oxford_pet import MODES
+from oxford_pet import MODES, is_plain_name
 from report import curves, gallery_entry, read_history, read_prediction, render_page, thumbnail
 from trimap import target_and_weight
 
+TYPES = {  # of a score file's entries
+    "name": str,
+    "data_path": str,
+    "config": dict,
+    "per_image": list,
+    "dice": float,
+    "iou": float,
+    "images": int,
+}
 MUST_AGREE = ("split", "boundary", "image_size", "flip_average", "fingerprint")
 GALLERY_IMAGES = 60
 
@@ -55,14 +64,22 @@ def read_scores(save_path: Path, name: str, split: str, flip_average: bool) -> R
     """
     path = save_path / name / f"{name}_{split}_scores{'_flip' if flip_average else ''}.json"
     try:
-        report = json.loads(path.read_text())
-        if missing := {*MUST_AGREE, "config", "per_image", "dice"} - report.keys():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {*MUST_AGREE, *TYPES} - report.keys():
             raise ValueError(f"it lacks {min(missing)}: of an earlier version?")
+        wrong = [key for key, kind in TYPES.items() if not isinstance(report[key], kind)]
+        rows = {row["name"]: row for row in report["per_image"]}
+        if wrong or report["name"] != name or not rows or not all(map(is_plain_name, rows)):
+            raise ValueError(f"it is no score file of {name}")
+        for row in rows.values():
+            if not all(0 <= row[score] <= 1 for score in ("dice", "dice_original", "target_fraction")):
+                raise ValueError(f"the scores of {row['name']} are not between 0 and 1")
+            gallery_entry(row, [{"image": "", "map": ""}], [])  # has all that the page needs
         return report
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         flip = ["--flip_average"] if flip_average else []
         command = shell("python", "src/evaluate.py", "--name", name, "--split", split, *flip, "--save_path", save_path)
-        reason = getattr(error, "strerror", None) or error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise UserError(f"no scores {path} ({reason}); to write them: {command}") from None
 
 
@@ -84,7 +101,12 @@ def group_by_seed(reports: list[Report]) -> dict[str, list[Report]]:
         if group_name(a["name"]) == group_name(b["name"]) and differing != ["seed"]:
             raise UserError(f"{pair} are not two seeds of one run: they differ in {', '.join(differing) or 'nothing'}")
     groups: dict[str, list[Report]] = {}
-    for report in reports:
+    order = [row["name"] for row in reports[0]["per_image"]]
+    for report in reports:  # paired by name
+        rows = {row["name"]: row for row in report["per_image"]}
+        if rows.keys() != set(order):
+            raise UserError(f"cannot compare {reports[0]['name']} and {report['name']}: their images differ")
+        report["per_image"] = [rows[name] for name in order]
         groups.setdefault(group_name(report["name"]), []).append(report)
     return groups
 
@@ -210,6 +232,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{first['image_size']}, boundary counted as {first['boundary']}{flips}."
     )
     text = f"{lead}\n{as_text(tables)}\n"
+    for report in reports:
+        if report.get("trained_on") and args.split != "train":
+            text += f"note: {report['name']} was trained on {report['trained_on']} of these images\n"
     print(text, end="")
     folder, stem = OUTPUTS / "compare", "_".join([*groups, args.split, *(["flip"] if args.flip_average else [])])
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,11 @@ class Progress:
         """The best validation Dice so far, -1 before the first; NaN never counts."""
         return max((row["valid_dice"] for row in self.history if row["valid_dice"] >= 0), default=-1.0)
 
+    def is_best(self, row: dict[str, float]) -> bool:
+        """True if no epoch so far has a higher validation Dice or, at an equal one, as low a validation loss."""
+        same = [before["valid_loss"] for before in self.history if before["valid_dice"] == row["valid_dice"]]
+        return row["valid_dice"] >= self.best_dice and not any(loss <= row["valid_loss"] for loss in same)
+
 
 class EMA:
     """An exponential moving average of a network's weights.

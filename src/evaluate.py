@@ -200,6 +200,8 @@ def print_scores(report: dict[str, Any]) -> None:
     )
     if report["empty_targets"]:
         print(f"    {report['empty_targets']} of the targets have no foreground (1 if none is predicted, else 0)")
+    if report["trained_on"] and report["split"] != "train":
+        print(f"note: {report['trained_on']} of these {report['images']} images were trained on")
     predicted = {row["pred_fraction"] for row in report["per_image"]}
     if len(predicted) == 1 and predicted <= {0.0, 1.0}:
         what = "no pixel" if predicted == {0.0} else "every pixel"
@@ -277,7 +279,8 @@ def score_checkpoint(
     report = {
         "split": mode,
         "limit": options.limit,
-        "fingerprint": split.fingerprint(),
+        "fingerprint": split.fingerprint,
+        "trained_on": len(set(split.names) & set(state.get("train_names", ()))),  # of these images
         "seconds": time.monotonic() - started,
         **summarise(rows, counts, config.boundary),
         "boundary": config.boundary,

@@ -76,12 +76,17 @@ def read_columns(root: Path, list_name: str) -> dict[str, list[str]]:
         if not line.strip() or line.startswith("#"):
             continue
         name, *others = line.split()
-        if re.search(r"^\.|[/\\:\0]", name):  # separators, of Windows too; NUL
+        if not is_plain_name(name):
             raise UserError(f"{path}, line {number}: {name[:200]!r} is no plain name of a file")
         if name in columns:
             raise UserError(f"{path}, line {number}: {name} is on a line above already")
         columns[name] = others
     return columns
+
+
+def is_plain_name(name: str) -> bool:
+    """True if ``name`` is a safe file stem: no separators (of Windows too), no NUL, no leading dot."""
+    return not re.search(r"^\.|[/\\:\0]", name)
 
 
 def read_breeds(root: Path) -> dict[str, dict[str, str]]:

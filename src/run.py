@@ -28,9 +28,10 @@ from checkpoint import FORMAT, checkpoint_path, provenance, save_checkpoint
 from models import build_network, count_parameters, network_names
 from recipes import Config
 from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
-from split import Split
+from split import Split, targets_lost
 from trimap import target_and_weight
 
+FEW_IMAGES = 10  # of validation: fewer choose the best epoch by chance
 PAGE_SECONDS = 30  # between two writings of the page
 FIXED_COST = 2800  # of an image beside its pixels, in pixels: R at 32x32 is 5 times as fast as at 128x128, not 16
 
@@ -45,7 +46,7 @@ class Run:
             trainer: a ``train.Trainer``.
         """
         self.folder, self.name, self.trainer = folder, folder.name, trainer
-        self.fingerprints = [trainer.train.fingerprint(), trainer.valid.fingerprint()]
+        self.fingerprints = [trainer.train.fingerprint, trainer.valid.fingerprint]
         root = trainer.train.root.resolve()
         self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
         self.provenance = provenance()
@@ -141,6 +142,7 @@ class Run:
             "epoch": progress.epoch,
             "scores": progress.history[-1] if progress.history else {},
             "history": list(progress.history),
+            "train_names": list(self.trainer.train.names),
             **self.provenance,
         }
 
@@ -178,8 +180,11 @@ class Run:
         self.saved_at = time.monotonic()
 
     def export_weights(self) -> None:
-        """Write the final weights alone where report lab3 keeps them: ``saved_models/UNet.pth``."""
-        path = self.folder.parent / f"{network_of(self.trainer.config)}.pth"
+        """Write the final weights alone: ``saved_models/UNet.pth`` as in report lab3; with --name, ``NAME.pth``."""
+        config = self.trainer.config
+        network = network_of(config)
+        is_named = self.name != default_run_name(network_names(), network, config.recipe)
+        path = self.folder.parent / f"{self.name if is_named else network}.pth"
         if ranks.rank() == 0:
             save_checkpoint(path, self.trainer.ema.model.state_dict())
         print(f"wrote {path} (the final weights alone)")
@@ -247,10 +252,23 @@ def print_plan(config: Config, device: torch.device, precision: torch.dtype, fol
 
 
 def print_data(train: Split, valid: Split, boundary: str) -> None:
-    """Print how many images there are; a note, if no training target has any foreground."""
+    """Print how many images there are, and notes on splits that cannot train or choose well."""
+    side = train.pixels.shape[1]
     print(f"    {plural(len(train), 'training image')}, {len(valid)} for validation", flush=True)
-    if not any(target_and_weight(part, boundary)[0].any() for part in train.pixels[..., 3].split(64)):
+    if len(valid) < FEW_IMAGES:
+        print(f"note: the best epoch is chosen by {plural(len(valid), 'validation image')} alone")
+    if not has_foreground(valid, boundary):
+        print("note: no foreground in the validation masks: the best epoch is the one of the lowest validation loss")
+    if not has_foreground(train, boundary):
         print("note: no foreground in the training masks; tools/import_masks.py converts masks of 0 and 255")
+    lost, enough = targets_lost(train, boundary)
+    if lost:
+        hint = f"; at {enough}x{enough} none does" if enough else ""
+        print(f"note: {lost} of {len(train)} training targets lose all their foreground at {side}x{side}{hint}")
+
+
+def has_foreground(split: Split, boundary: str) -> bool:
+    return any(target_and_weight(part, boundary)[0].any() for part in split.pixels[..., 3].split(64))
 
 
 def print_epoch(config: Config, row: dict[str, float], is_best: bool, first_epoch: int, seconds: float) -> None:

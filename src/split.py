@@ -4,6 +4,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from plumbing.cache import cached_array
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oxford_pet import evenly_spaced, find_root, image_path, read_split, trimap_path
-from trimap import decode_trimap, resize_trimap, split_boundary, without_split
+from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight, without_split
 
 
 @dataclass
@@ -29,24 +30,17 @@ class Split:
         mode: train, valid or test.
         names: of the samples, in the order of the pixels.
         pixels: (n, S, S, 4) uint8: red, green, blue, trimap (``split_boundary``); on the device, or a memory map.
+        fingerprint: CRC-32 of names, images and trimaps as in the files; independent of the folder.
     """
 
     root: Path
     mode: str
     names: list[str]
     pixels: Tensor
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def fingerprint(self) -> str:
-        """CRC-32 of names, images and trimaps as in the files; independent of the folder."""
-        crc = zlib.crc32("\n".join(self.names).encode())
-        for part in self.pixels.split(64):
-            pixels = part.cpu().numpy().copy()
-            pixels[..., 3] = without_split(pixels[..., 3])
-            crc = zlib.crc32(pixels.data, crc)
-        return f"{crc:08x}"
 
     def to(self, device: torch.device) -> "Split":
         """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""
@@ -95,14 +89,34 @@ def load_split(data_path: str | Path, mode: str, image_size: int, limit: int | N
     names = evenly_spaced(read_split(root, mode), limit)
     if not names:
         raise UserError(f"the {mode} split of {root} is empty")
-    pixels = cached_array(
+    pixels, fingerprint = cached_array(
         root / ".cache",
         f"{mode}-{len(names)}x{image_size}",
         _hash_files(root, names),
         (len(names), image_size, image_size, 4),
         lambda: decode_all(root, names, image_size),
+        partial(_fingerprint, names),
     )
-    return Split(root, mode, names, torch.from_numpy(pixels))
+    return Split(root, mode, names, torch.from_numpy(pixels), fingerprint)
+
+
+def targets_lost(split: Split, boundary: str, look_at: int = 200) -> tuple[int, int | None]:
+    """How many targets have foreground in their files and none at the split's size, of those without (at most 200).
+
+    Returns:
+        Their number, and the smallest of 2, 4 and 8 times the size at which none is lost; None if there is none.
+    """
+    empty = [not target_and_weight(pixels[..., 3], boundary)[0].any() for pixels in split.pixels]
+    names = evenly_spaced([name for name, is_empty in zip(split.names, empty, strict=True) if is_empty], look_at)
+    trimaps = [split_boundary(decode_trimap(trimap_path(split.root, name))) for name in names]
+
+    def lost_at(side: int | None) -> int:
+        resized = [resize_trimap(trimap, side, side) if side else trimap for trimap in trimaps]
+        return sum(not target_and_weight(torch.from_numpy(trimap), boundary)[0].any() for trimap in resized)
+
+    never_there, side = lost_at(None), split.pixels.shape[1]
+    enough = next((side * factor for factor in (2, 4, 8) if lost_at(side * factor) == never_there), None)
+    return len(names) - never_there, enough
 
 
 def decode_all(root: Path, names: list[str], image_size: int, task: str = "decoding") -> Iterator[np.ndarray]:
@@ -121,6 +135,15 @@ def decode_all(root: Path, names: list[str], image_size: int, task: str = "decod
         return cv2.insertChannel(resize_trimap(trimap, image_size, image_size), pixels, 3)
 
     yield from tqdm(in_threads(decode, names), task, len(names), unit=" images", leave=False, disable=None)
+
+
+def _fingerprint(names: list[str], pixels: np.ndarray) -> str:
+    crc = zlib.crc32("\n".join(names).encode())
+    for start in range(0, len(names), 64):
+        part = pixels[start : start + 64].copy()
+        part[..., 3] = without_split(part[..., 3])
+        crc = zlib.crc32(part.data, crc)
+    return f"{crc:08x}"
 
 
 def _hash_files(root: Path, names: list[str]) -> str:

@@ -195,7 +195,7 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
         while not trainer.is_finished:
             trainer.train_epoch(stop)
             row = trainer.score_epoch(stop)
-            is_best = row["valid_dice"] > progress.best_dice
+            is_best = progress.is_best(row)
             progress.history.append(row)
             progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
             progress.loss_sum.zero_()

@@ -25,7 +25,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setattr(compare, "OUTPUTS", tmp_path / "outputs")
 
     def call(name: str, dice: np.ndarray, **other: object) -> None:
+        shape = {"empty_target": False, "target_fraction": 0.4, "pred_fraction": 0.4, "largest_part": 1.0}
+        shape |= {"intersection": 1, "areas": 2, "perimeter": 4, "target_perimeter": 4}
         rows = [{"name": f"pet_{k}", "dice": value, "dice_original": value} for k, value in enumerate(dice.tolist())]
+        rows = [row | shape for row in rows]
         report = {"name": name, "split": "test", "boundary": "pet", "image_size": 32, "fingerprint": "f", "iou": 0.5}
         report |= {"flip_average": False, "dice": dice.mean(), "images": len(dice), "data_path": "nowhere"}
         report |= {"config": {"seed": int(name.partition("-seed")[2] or 0), "epochs": 5}, "per_image": rows}
@@ -124,6 +127,48 @@ def test_runs_that_cannot_be_compared_are_refused(
     with pytest.raises(UserError, match=said):
         run(tmp_path, "R", name)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: report["per_image"][0].update(name="../../etc/passwd"),
+        lambda report: report["per_image"][0].update(name=7),
+        lambda report: report["per_image"][0].update(dice="high"),
+        lambda report: report["per_image"][0].update(dice=float("nan")),
+        lambda report: report["per_image"][0].pop("target_fraction"),
+        lambda report: report.update(per_image=[]),
+        lambda report: report.update(per_image=[3]),
+        lambda report: report.update(config=None),
+        lambda report: report.update(name="U"),
+        lambda report: report.pop("iou"),
+    ],
+)
+def test_a_score_file_of_something_else_is_one_line(
+    write: Write, tmp_path: Path, change: Callable[[dict], object]
+) -> None:
+    for name in ("R", "S"):
+        write(name, np.full(5, 0.5))
+    path = tmp_path / "R" / "R_test_scores.json"
+    report = json.loads(path.read_text())
+    change(report)
+    path.write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"no scores .*R_test_scores.json \(.+\); to write them: python"):
+        run(tmp_path, "R", "S")
+
+
+def test_images_are_paired_by_name_and_training_images_are_noted(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("R", "S"):
+        write(name, np.linspace(0, 1, 9), trained_on=3 if name == "S" else 0)
+    path = tmp_path / "R" / "R_test_scores.json"
+    report = json.loads(path.read_text())
+    report["per_image"].reverse()
+    path.write_text(json.dumps(report))
+    run(tmp_path, "R", "S")
+    assert read_result(tmp_path, "R_S_test")["pairs"][0]["high"] == 0
+    assert "note: S was trained on 3 of these images\n" in capsys.readouterr().out
 
 
 def test_missing_scores_are_answered_with_the_command(write: Write, tmp_path: Path) -> None:

@@ -172,3 +172,13 @@ def test_a_nan_score_is_never_the_best() -> None:
     assert progress.best_dice == 0.5
     progress.history.pop(0)
     assert progress.best_dice == -1
+
+
+def test_of_equal_dice_the_lower_loss_is_the_best() -> None:
+    rows = [{"valid_dice": dice, "valid_loss": loss} for dice, loss in ((0.0, 2.0), (0.0, 1.0), (0.0, 1.0), (0.1, 3.0))]
+    rows += [{"valid_dice": float("nan"), "valid_loss": 0.0}, {"valid_dice": 0.0, "valid_loss": 0.0}]
+    progress, found = Progress(torch.zeros(())), []
+    for row in rows:
+        found.append(progress.is_best(row))
+        progress.history.append(row)
+    assert found == [True, True, False, True, False, False]

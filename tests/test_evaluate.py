@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 from plumbing.cli import UserError
@@ -135,6 +136,21 @@ def test_a_score_file_that_cannot_be_written_costs_nothing_else(
     said = capsys.readouterr()
     assert "Dice Score: " in said.out
     assert "could not be written (Permission denied)" in said.err
+
+
+def test_images_that_were_trained_on_are_noted(
+    run_train: Train, drawn_pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run_train("--epochs", 1)
+    root = tmp_path / "split anew"
+    shutil.copytree(drawn_pets, root)
+    names = [line.split()[0] for line in (root / "annotations" / "trainval.txt").read_text().splitlines()]
+    (root / "annotations" / "test.txt").write_text("\n".join(names[:5]))
+    for where, count in ((drawn_pets, 0), (root, 4)):  # names[0] was validated on
+        evaluate.main(["--name", "R", "--save_path", str(tmp_path), "--split", "test", "--data_path", str(where)])
+        assert ("note: 4 of these 5 images were trained on" in capsys.readouterr().out) == (count > 0)
+        (path,) = (tmp_path / "R").glob(f"R_{'data-' if count else ''}*test_scores.json")
+        assert json.loads(path.read_text())["trained_on"] == count
 
 
 def test_another_network_or_recipe_than_typed_is_refused(run_train: Train, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 from plumbing.cli import REPO, UserError
@@ -53,3 +55,18 @@ def test_predictor(weights: Path) -> None:
     image = np.zeros((40, 50, 3), np.uint8)
     probs = load("predictor", checkpoint=weights, device="cpu", image_size=32)(image)
     np.testing.assert_array_equal(probs, Predictor(weights, "cpu", image_size=32)(image))
+
+
+def test_the_callers_own_modules_stay_the_callers(weights: Path, tmp_path: Path) -> None:
+    for name in ("models", "losses"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    code = f"""
+import torch, models
+network = torch.hub.load({str(REPO)!r}, "resnet34_unet_small", source="local", weights={str(weights)!r})
+predictor = torch.hub.load({str(REPO)!r}, "predictor", source="local", checkpoint={str(weights)!r}, image_size=32)
+import losses
+assert models.mine and losses.mine
+assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+assert predictor(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()).shape == (40, 50)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -22,8 +22,8 @@ from oxford_pet import (
     read_split,
     trimap_path,
 )
-from split import Split, images_and_trimaps, load_split
-from trimap import without_split
+from split import Split, images_and_trimaps, load_split, targets_lost
+from trimap import decode_trimap, without_split
 
 SIDE = 32
 
@@ -47,7 +47,7 @@ def test_split_holds_the_samples_of_the_dataset(drawn_pets: Path, mode: str) -> 
         np.testing.assert_array_equal(without_split(trimap.numpy()), sample["trimap"])
     assert 4 in trimaps  # the boundary is split in decoded pixels, and in nothing else
     pixels = np.concatenate((split.pixels[..., :3].numpy(), without_split(split.pixels[..., 3:].numpy())), axis=-1)
-    assert split.fingerprint() == f"{zlib.crc32(pixels.data, zlib.crc32(chr(10).join(split.names).encode())):08x}"
+    assert split.fingerprint == f"{zlib.crc32(pixels.data, zlib.crc32(chr(10).join(split.names).encode())):08x}"
 
 
 class Elsewhere:
@@ -104,7 +104,13 @@ def test_cache_is_used_until_a_file_changes_and_the_stale_one_goes(
     assert len(set(cache_files(pets)) & set(cached)) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: data[:-1], lambda data: bytes(len(data))])
+def flip_a_bit(data: bytes) -> bytes:
+    return data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:40], lambda data: data[:-1], lambda data: bytes(len(data)), flip_a_bit]
+)
 def test_broken_cache_is_made_again(pets: Path, damage: Callable[[bytes], bytes]) -> None:
     expected = load_split(pets, "valid", SIDE).pixels.clone()
     (path,) = (pets / ".cache").iterdir()
@@ -112,6 +118,19 @@ def test_broken_cache_is_made_again(pets: Path, damage: Callable[[bytes], bytes]
     path.write_bytes(damage(data))
     assert load_split(pets, "valid", SIDE).pixels.equal(expected)
     assert path.read_bytes() == data
+
+
+def test_targets_that_lose_all_their_foreground_are_counted(pets: Path) -> None:
+    names = read_split(pets, "train")
+    trimap = np.full(decode_trimap(trimap_path(pets, names[0])).shape, 2, np.uint8)
+    cv2.imwrite(str(trimap_path(pets, names[0])), trimap)  # never had any
+    for name in names[1:4]:
+        trimap = np.full_like(decode_trimap(trimap_path(pets, name)), 2)
+        trimap[0, 0] = 1
+        cv2.imwrite(str(trimap_path(pets, name)), trimap)
+    side = trimap.shape[0] // 4
+    assert targets_lost(load_split(pets, "train", side), "pet") == (3, 4 * side)
+    assert targets_lost(load_split(pets, "train", 4 * side), "pet")[0] == 0
 
 
 def test_an_image_and_a_trimap_of_other_sizes_are_refused(pets: Path) -> None:

@@ -141,11 +141,15 @@ def test_the_page_is_live_until_the_end_and_not_written_at_each_epoch(
     assert 'id="live"' not in last
 
 
-def test_training_images_without_a_pet_are_noted(capsys: CaptureFixture) -> None:
+def test_splits_that_cannot_train_or_choose_are_noted(monkeypatch: MonkeyPatch, capsys: CaptureFixture) -> None:
     for value, is_noted in ((1, False), (2, True)):
         split = Split(Path(), "train", ["a"], torch.full((1, 32, 32, 4), value, dtype=torch.uint8))
+        monkeypatch.setattr(run, "targets_lost", lambda *_, count=value: (count - 1, 64))
         run.print_data(split, split, "pet")
-        assert ("note: no foreground in the training masks" in capsys.readouterr().out) == is_noted
+        out = capsys.readouterr().out
+        for said in ("training masks;", "validation masks:", "1 of 1 training targets lose all their foreground at 32"):
+            assert (said in out) == is_noted
+        assert "note: the best epoch is chosen by 1 validation image alone" in out
 
 
 # ---------------------------------------------------------------------------------------------- stop and resume
@@ -507,3 +511,5 @@ def test_the_reports_commands(drawn_pets: Path, tmp_path: Path, capsys: CaptureF
             assert re.match(rf"Using UNet model.*\nLoading model from {saved}.*\nEvaluating model", out)
             assert re.search(r"^Dice Score: 0\.\d{4}$", out, re.MULTILINE)
             assert len(list(output.glob("*_overlay.png"))) == 20
+    train.main(["--model", "U", "--recipe", "lab3", "--name", "again", *where, "--batch_size", "4", "--epochs", "1"])
+    assert {path.name for path in saved.glob("*.pth")} == {"UNet.pth", "again.pth"}
