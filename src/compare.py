@@ -55,7 +55,7 @@ def read_scores(save_path: Path, name: str, split: str, flip_average: bool) -> R
     """
     path = save_path / name / f"{name}_{split}_scores{'_flip' if flip_average else ''}.json"
     try:
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
         if missing := {*MUST_AGREE, "config", "per_image", "dice"} - report.keys():
             raise ValueError(f"it lacks {min(missing)}: of an earlier version?")
         return report
