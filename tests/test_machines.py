@@ -164,6 +164,9 @@ def test_every_typed_path_knows_the_home_and_is_utf8(tmp_path: Path, monkeypatch
         assert parse("~/my\u00a0pets") == tmp_path / "my\u00a0pets"
         with pytest.raises(argparse.ArgumentTypeError, match=r"\\udcff' is not a path in UTF-8"):
             parse("pets\udcff")
+    monkeypatch.setattr(os, "getcwd", lambda: "/pets\udcff")
+    with pytest.raises(argparse.ArgumentTypeError, match="not a path in UTF-8"):
+        cli.new_path("pets")
     taken = [path.name for path in (REPO / "tools").glob("*.py") if "type=Path" in path.read_text(encoding="utf-8")]
     assert taken == []
 
