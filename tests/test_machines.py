@@ -72,7 +72,7 @@ def test_what_can_be_made_again_does_not_end_a_run(
     monkeypatch.setattr(run, "write_history", held)
     run_train("--epochs", 2)
     assert (tmp_path / "R" / "R_epoch_final.pth").exists()
-    assert "note: history, curves or page not written: R_history.csv: is held" in capsys.readouterr().err
+    assert "note: history, curves or page not written: [Errno 13] is held: 'R_history.csv'" in capsys.readouterr().err
 
 
 def test_overwriting_keeps_the_checkpoints_of_a_run_whose_history_is_held(

@@ -38,7 +38,7 @@ def expendable(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"note: {what} not written: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        print(f"note: {what} not written: {error}", file=sys.stderr)
 
 
 @contextmanager
