@@ -116,7 +116,7 @@ class Soak:
         for path in self.folder.glob("*.pth"):
             try:
                 states[path.name] = load_checkpoint(path)
-            except UserError as error:  # noqa: PERF203
+            except UserError as error:
                 self.violate(script, error)
         saved = states.get(f"{NAME}_last.pth", {"epoch": 0})["epoch"]
         if saved < max([self.saved, *(epoch - may_lose for epoch in printed)]):

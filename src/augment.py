@@ -5,6 +5,8 @@ So a run that is resumed at any step gets the data of the uninterrupted run.
 
 from dataclasses import dataclass, replace
 
+from plumbing.cli import memory_format
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -147,7 +149,7 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std for each channel, all in pixel values (0 to 255): (N, 3, H, W) float to channels_last."""
+    """(x - mean) / std for each channel, all in pixel values (0 to 255): (N, 3, H, W) float to ``memory_format``."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -155,4 +157,4 @@ class Normalise(nn.Module):
         self.register_buffer("scale", 1 / torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return ((images - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
+        return ((images - self.mean) * self.scale).contiguous(memory_format=memory_format(images.device))

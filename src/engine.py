@@ -1,13 +1,21 @@
 """What training keeps besides the network: progress, EMA weights with their BatchNorm statistics, the optimizer."""
 
 import copy
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from plumbing.cli import memory_format
 
 import torch
 from torch import Tensor, nn
 
+from augment import Normalise, draw_epoch, recolour, warp
+from losses import LOSSES
+from models import build_network
 from recipes import OPTIMIZERS, Config
+from split import Split, images_and_trimaps
+from trimap import target_and_weight
 
 EMA_EVERY = 8  # steps between two updates: as good as each step, at an eighth of the cost
 
@@ -116,7 +124,7 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     optimizer = OPTIMIZERS[config.optimizer](
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
         lr=config.learning_rate,
-        fused=True,
+        fused=next(model.parameters()).device.type != "mps",  # has not run there
     )
 
     def hand_over_gradients(*_: object) -> None:
@@ -131,3 +139,36 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 def as_nhwc(weight: Tensor) -> Tensor:
     """View a convolution's (O, I, H, W) weight as (O, H, W, I), contiguous if channels_last; others as they are."""
     return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
+
+
+def cpu_unless_right(device: torch.device, config: Config, train: Split) -> torch.device:
+    """The device; or the CPU, with a note, if Apple's GPU computes two images otherwise.
+
+    PyTorch had silent errors there, and this project has not run on one.
+    """
+    if device.type != "mps":
+        return device
+    found, expected = (loss_and_gradient(one, config, train) for one in (device, torch.device("cpu")))
+    if torch.allclose(found, expected, rtol=0.01, atol=0):
+        return device
+    values = f"loss and gradient {found.tolist()}, and not {expected.tolist()}"
+    print(f"note: the GPU computes {values}; training on the CPU (newer versions of PyTorch may help)", file=sys.stderr)
+    return torch.device("cpu")
+
+
+def loss_and_gradient(device: torch.device, config: Config, train: Split) -> Tensor:
+    """The loss of the first and the last image, and the norm of its gradient: (2,) float32 on the CPU."""
+    plan = draw_epoch(config.augmentation, 2, 2, config.seed, 1).to(device)
+    torch.manual_seed(config.seed)
+    model = build_network(config.network).to(device, memory_format=memory_format(device)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()  # devices draw differently
+    images, trimaps = warp(*images_and_trimaps(train.pixels[[0, -1]].to(device)), plan.theta)
+    outputs = model(Normalise(config.mean, config.std).to(device)(recolour(images, plan.colour)))
+    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+    target, weight = target_and_weight(trimaps, config.boundary)
+    loss = sum(LOSSES[config.loss](logits, target, weight) for logits in outputs)
+    loss.backward()
+    norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+    return torch.stack((loss.detach(), torch.stack(norms).norm())).cpu()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from plumbing.cli import REPO, ArgumentParser, UserError, run_script, shell
+from plumbing.cli import REPO, ArgumentParser, UserError, new_path, run_script, shell
 from plumbing.download import download_archives
 from plumbing.files import locked
 from plumbing.images import decode_image, read_bytes, resize_image
@@ -246,7 +246,7 @@ def download(target: Path = DATASET) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser("Download the Oxford-IIIT Pet data set.")
-    parser.add_argument("--data_path", type=Path, default=DATASET, help="the data set's folder")
+    parser.add_argument("--data_path", type=new_path, default=DATASET, help="the data set's folder")
     parser.add_argument("--download", action="store_true", help="download it to --data_path (0.8 GB)")
     args = parser.parse_args(argv)
     if not args.download:

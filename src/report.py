@@ -58,7 +58,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """Read the history that ``write_history`` wrote; empty if there is no such file."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
 
 

@@ -19,7 +19,7 @@ from plumbing.cli import (
     plural,
     shell,
 )
-from plumbing.files import atomic_write, remove_stale_temp_files
+from plumbing.files import atomic_write, expendable, remove_stale_temp_files
 
 import torch
 from tqdm import tqdm
@@ -113,7 +113,8 @@ class Run:
         remove_stale_temp_files(self.folder, f"{self.name}_*")
         if is_new:
             self.write("0")
-            for path in self.folder.glob(f"{self.name}_*"):
+            # Checkpoints last: on Windows, a history that is open in Excel cannot be removed.
+            for path in sorted(self.folder.glob(f"{self.name}_*"), key=lambda path: path.suffix == ".pth"):
                 if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != self.path("0"):
                     path.unlink()
         trainer = self.trainer
@@ -191,6 +192,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ publish
 
+    @expendable("history, curves or page")
     def publish(self, at_end: bool = False) -> None:
         """Write the history and, at most every 30 s, the page; at the end the page and the curves."""
         trainer, progress = self.trainer, self.trainer.progress

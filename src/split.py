@@ -1,6 +1,7 @@
 """A split of the data set: decoded once to one array, cached, and read batch by batch on any device."""
 
 import hashlib
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -44,8 +45,10 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""
-        fits = device.type != "cuda" or self.pixels.numel() < torch.cuda.mem_get_info(device)[0] / 2
-        return replace(self, pixels=self.pixels.to(device)) if fits else self
+        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else math.inf
+        if device.type == "mps":
+            room = min(2**31, torch.mps.recommended_max_memory() / 2)  # its indices have 32 bits
+        return replace(self, pixels=self.pixels.to(device)) if self.pixels.numel() < room else self
 
     def batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Tensor]:
         """Yield samples in the given order as pixels (N, S, S, 4) uint8 on a device.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from augment import EpochPlan, Normalise, draw_epoch, recolour, warp
 from checkpoint import checkpoint_path, load_checkpoint
-from engine import EMA, Progress, make_optimizer
+from engine import EMA, Progress, cpu_unless_right, make_optimizer
 from losses import LOSSES
 from metrics import evaluate
 from models import build_network, network_names
@@ -62,7 +62,7 @@ class Trainer:
             raise UserError("one step in all would train nothing: warm-up begins at a learning rate of 0; add epochs")
         self.config, self.device, self.train, self.valid, self.precision = config, device, train, valid, precision
         torch.manual_seed(config.seed)
-        model = build_network(config.network).to(device, memory_format=torch.channels_last)
+        model = build_network(config.network).to(device, memory_format=cli.memory_format(device))
         self.ema = EMA(model, config.ema_steps)
         self.model, self.forward = ranks.distribute(model)
         self.optimizer = make_optimizer(self.model, config)
@@ -121,7 +121,7 @@ class Trainer:
         on_device, size, side = plan.to(self.device), config.batch_size // ranks.world(), config.image_size_at(epoch)
         batches = self.train.batches(plan.order[progress.step * size :], size, self.device)
         self.model.train()
-        started = time.monotonic() - progress.seconds
+        started = time.perf_counter() - progress.seconds
         with tqdm(
             total=self.steps, initial=progress.step, desc=f"epoch {epoch}/{config.epochs}", leave=False, disable=None
         ) as bar:
@@ -132,11 +132,11 @@ class Trainer:
                 part = slice(progress.step * size, (progress.step + 1) * size)
                 progress.loss_sum += self.train_step(pixels, on_device.theta[part], on_device.colour[part], side)
                 progress.step += 1
-                progress.seconds = time.monotonic() - started
+                progress.seconds = time.perf_counter() - started
                 self.ema.update(progress.step, self.steps, self.global_step)
                 bar.update()
         self.check_finite()
-        progress.seconds = time.monotonic() - started
+        progress.seconds = time.perf_counter() - started
         with self.autocast():
             self.ema.refresh_batchnorm(stop.between(self.plain_batches()))
 
@@ -291,11 +291,11 @@ def main(argv: list[str] | None = None) -> None:
         wanted = training.get("precision", config.precision) if isinstance(training, dict) else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
         root = find_data(args.data_path, start and start["data_path"])
-
         print_plan(config, device, precision, folder, root)
         train = load_split(root, "train", config.image_size, config.train_images or config.limit)
         valid = load_split(root, "valid", config.image_size, config.limit)
         print_data(train, valid, config.boundary)
+        device = cpu_unless_right(device, config, train)
         trainer = Trainer(config, device, train.to(device), valid.to(device), precision)
         torch.backends.cudnn.benchmark = True  # all training batches have one shape: finding the fastest kernels pays
         if args.compile:

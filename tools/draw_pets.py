@@ -17,7 +17,7 @@ from contextlib import closing
 from functools import cache, partial
 from typing import NamedTuple
 
-from plumbing.cli import ArgumentParser, number, run_script, shell, whole_number
+from plumbing.cli import ArgumentParser, new_path, number, run_script, shell, whole_number
 from plumbing.files import atomic_folder
 from plumbing.images import in_threads
 
@@ -520,15 +520,15 @@ def write_dataset(folder: str | Path, count: int = 400, seed: int = 0, size: tup
             path.parent.mkdir(parents=True)
         lines = list(tqdm(drawn, "drawing", count, unit="pet", disable=None))
         for name, chosen in (("trainval", lines[::2]), ("test", lines[1::2]), ("list", [LIST_HEADER, *lines])):
-            (draft / "annotations" / f"{name}.txt").write_text("".join(chosen))
-        (draft / MARKER).write_text(marker)
+            (draft / "annotations" / f"{name}.txt").write_text("".join(chosen), encoding="utf-8")
+        (draft / MARKER).write_bytes(marker.encode())
     return root
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Draw cats and dogs in the layout of the Oxford-IIIT Pet data set.")
     add, side = parser.add_argument, number("from 32 to 1000 pixels", 32, 1000, whole=True)
-    add("folder", metavar="DIR", type=Path, help="folder to write")
+    add("folder", metavar="DIR", type=new_path, help="folder to write")
     add("--count", type=number("a whole number from 4 up", 4, math.inf, whole=True), default=400, help="half are test")
     add("--seed", type=whole_number, default=0, help="same seed and versions of numpy and cv2, same pixels")
     add("--size", type=side, nargs=2, default=(180, 330), metavar=("MIN", "MAX"), help="sides in pixels")

@@ -119,7 +119,7 @@ def largest_difference(reference: Predictor, content: bytes, images: list[np.nda
 def onnx_file(text: str) -> Path:
     if not text.endswith(".onnx"):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .onnx")
-    return Path(text)
+    return cli.new_path(text)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

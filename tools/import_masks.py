@@ -26,6 +26,7 @@ from plumbing.cli import (
     UserError,
     existing_path,
     fraction,
+    new_path,
     positive_int,
     run_script,
     shell,
@@ -376,7 +377,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", type=existing_path, help="folder of images of any type, at any depth")
     add("masks", type=existing_path, help="folder of masks: the same names but for the ending, the same size in pixels")
-    add("--output", type=Path, required=True, help="the data set's folder; made here, and must be new or empty")
+    add("--output", type=new_path, required=True, help="the data set's folder; made here, and must be new or empty")
     add("--mask_suffix", default="", metavar="_mask", help="what the masks' names have behind those of the images")
     add("--valid", type=fraction, default=0.1, help="fraction of the validation split")
     add("--test", type=fraction, default=0.2, help="fraction of the test split")
@@ -388,13 +389,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     foreground_help = (
         "grey value, palette index or colour R,G,B; may be repeated (default: white, or the only one but 0)"
     )
-    by_value("--foreground", type=number_and_kind, action="append", metavar="VALUE", help=foreground_help)
+    by_value("--foreground", nargs="+", action="append", metavar="VALUE", help=foreground_help)
     by_value("--threshold", type=positive_int, metavar="VALUE", help="foreground is this grey value and all above")
     add("--boundary_pixels", type=whole_number, default=0, help="width of a band of boundary (3) along the outline")
     add("--allow_empty", action="store_true", help="take masks without foreground")
     add("--link", action="store_true", help="link to the images, which then must stay where they are; no copies")
     add("--all", action="store_true", help="print all names that are wrong, not the first of each problem")
     args = parser.parse_args(argv)
+    try:  # PowerShell splits 255,0,0 into three words
+        args.foreground = [number_and_kind(",".join(parts)) for parts in args.foreground or ()]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --foreground: {error}")
     if args.valid + args.test >= 1:
         parser.error(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on")
     if args.images.resolve() == args.masks.resolve():

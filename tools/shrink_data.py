@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import shutil
 
-from plumbing.cli import ArgumentParser, existing_path, image_size, run_script, shell
+from plumbing.cli import ArgumentParser, existing_path, image_size, new_path, run_script, shell
 from plumbing.files import atomic_folder
 
 import cv2
@@ -55,7 +55,7 @@ def shrink(root: Path, output: Path, size: int) -> int:
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Write a small copy of a data set: all listed images and trimaps at N x N pixels.")
     parser.add_argument("data_path", type=existing_path, help="the data set's folder")
-    parser.add_argument("output", type=Path, help="the folder of the copy; made here, and must be new or empty")
+    parser.add_argument("output", type=new_path, help="the folder of the copy; made here, and must be new or empty")
     parser.add_argument("--size", type=image_size, default=128, metavar="N", help="height and width, in pixels")
     args = parser.parse_args(argv)
     count = shrink(find_root(args.data_path), args.output, args.size)

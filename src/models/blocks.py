@@ -1,6 +1,7 @@
 """Building blocks that the networks share."""
 
-import torch
+from plumbing.cli import memory_format
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[slice,
     top, left = extra_height // 2, extra_width // 2
     if extra_height or extra_width:
         padding = (left, extra_width - left, top, extra_height - top)
-        images = F.pad(images, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
+        images = F.pad(images, padding, mode="replicate").contiguous(memory_format=memory_format(images.device))
     return images, (slice(top, top + height), slice(left, left + width))
 
 

@@ -8,16 +8,22 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"error: Python 3.11 or newer is needed, and this is {platform.python_version()}")
 
 REPO = Path(__file__).resolve().parent.parent.parent
 SAVED_MODELS = REPO / "saved_models"
@@ -50,10 +56,11 @@ def run_script(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`| head`) has gone
-        sys.exit(1)
     except OSError as error:
+        is_closed_on_windows = os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
+        if isinstance(error, BrokenPipeError) or is_closed_on_windows:  # the reader (`| head`) has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             sys.exit(f"error: the disk is full, or takes no file of that size ({error}); complete checkpoints stay")
         if error.filename is None:
@@ -67,6 +74,9 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         sys.exit(f"error: out of memory; try a smaller --batch_size or --image_size; saved checkpoints stay{reason}")
+    finally:  # notebooks live on
+        for number, handler in _handlers_before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------- flags
@@ -138,6 +148,10 @@ class ArgumentParser(argparse.ArgumentParser):
             args.model, args.name = None, args.name or args.file.stem
         if args.model and not args.name:
             args.name = default_run_name(self._networks, args.model, args.recipe)
+        if args.name and not args.file:
+            same = [path.name for path in args.save_path.glob("*") if path.name.casefold() == args.name.casefold()]
+            if same and args.name not in same:
+                self.error(f"--name {args.name}: {args.save_path / same[0]} is the same folder on Windows and macOS")
         return args
 
 
@@ -148,19 +162,32 @@ def default_run_name(networks: Mapping[str, str], network: str, recipe: str | No
 
 
 def shell(*parts: object) -> str:
-    """Quote a command for pasting into a shell."""
+    """Quote a command for pasting into a shell; on Windows into cmd and PowerShell alike."""
+    if os.name == "nt":
+        return " ".join(part if re.fullmatch(r"[\w.:\\/+=-]+", part) else f'"{part}"' for part in map(str, parts))
     return shlex.join(map(str, parts))
+
+
+def new_path(text: str) -> Path:
+    """Resolve a typed path from the working directory. One that is not UTF-8 is refused: checkpoints cannot name it."""
+    path = Path(os.path.expanduser(text))  # an unknown ~user stays as it is
+    if re.search("[\ud800-\udfff]", str(path.absolute())):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path in UTF-8; rename the folder")
+    return path
 
 
 def existing_path(text: str) -> Path:
     """Resolve a typed path: from the working directory or, if nothing is there, from the repo's root."""
-    path = Path(os.path.expanduser(text))  # an unknown ~user stays as it is
+    path = new_path(text)
     return REPO / path if not path.exists() and (REPO / path).exists() else path
 
 
 def run_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot name a folder: letters, digits, _ . + - are allowed")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?", text):
+        allowed = "letters, digits, _ . + - are allowed, and no . at the end"
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a folder: {allowed}")
+    if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a folder on Windows")
     return text
 
 
@@ -195,27 +222,36 @@ def which_checkpoint(text: str) -> str:
 # ---------------------------------------------------------------------------------------------- device and precision
 
 
+_most_threads: int | None = None  # --threads
+
+
 def cpu_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use, at most ``--threads``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _most_threads or cores)
 
 
 def choose_device(wanted: str, threads: int | None = None) -> "torch.device":
     """Choose the device; ``auto`` takes CUDA, then Apple's GPU, then the CPU.
 
     Args:
-        threads: of the CPU; None leaves PyTorch's choice.
+        threads: of the CPU, also for decoding; None leaves PyTorch's choice.
 
     Raises:
         UserError: PyTorch finds no such device.
     """
+    global _most_threads
     import torch
 
     if threads:
         torch.set_num_threads(threads)
+        _most_threads = threads
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if wanted == "auto":
         wanted = next(kind for kind, count in counts.items() if count)
+        if wanted == "cpu" and not torch.version.cuda and shutil.which("nvidia-smi"):
+            where = "https://pytorch.org/get-started/locally"
+            print(f"note: this PyTorch is built without CUDA; one for your NVIDIA GPU: {where}", file=sys.stderr)
     kind, _, index = wanted.partition(":")
     if kind not in counts or not (index or "0").isdecimal() or int(index or 0) >= counts[kind]:
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -237,16 +273,30 @@ def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
 
     if wanted == "auto" and device.type == "cuda":
         wanted = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        architecture = torch.version.hip and torch.cuda.get_device_properties(device).gcnArchName
+        if architecture and not re.match("gfx(908|90a|94|95|11|12)", architecture):  # older AMD GPUs emulate it
+            wanted = "fp32"
     if wanted == "auto" and device.type == "cpu":
         amx, avx512 = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))
         wanted = "bf16" if amx or (avx512 and "AMD" in processor()) else "fp32"
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
+def memory_format(device: "torch.device") -> "torch.memory_format":
+    """channels_last, which is faster, but not on Apple's GPU, where PyTorch before 2.14 got it silently wrong."""
+    import torch
+
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def processor() -> str:
     """The name of the CPU."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else []
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    names = re.findall(r"^model name\s*: (.+)", text, re.MULTILINE)
     return names[0] if names else platform.processor()
 
 
@@ -262,9 +312,8 @@ def describe(device: "torch.device", precision: "torch.dtype") -> str:
     """Device and precision in words: ``NVIDIA H200, bfloat16`` or ``cpu, 2 threads, float32``."""
     import torch
 
-    where = {"cuda": machine(), "cpu": f"cpu, {plural(torch.get_num_threads(), 'thread')}"}.get(
-        device.type, device.type
-    )
+    where = machine(device) if device.type == "cuda" else device.type
+    where += f", {plural(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     return f"{where}, {str(precision).removeprefix('torch.')}"
 
 
@@ -274,6 +323,9 @@ def plural(count: int, noun: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- a script's start
+
+
+_handlers_before: dict[int, Any] = {}
 
 
 def _exit_on_signal(number: int, _: FrameType | None) -> NoReturn:
@@ -288,7 +340,18 @@ def _is_imported_by_a_script() -> bool:
 
 # Runs before a script imports PyTorch: pyproject.toml sorts plumbing before the libraries.
 if _is_imported_by_a_script():
-    for _number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_number, _exit_on_signal)
+    if threading.current_thread() is threading.main_thread():
+        for _number in (signal.SIGINT, signal.SIGTERM):
+            _handlers_before[_number] = signal.signal(_number, _exit_on_signal)
+    if not sys.stdout or not sys.stderr:  # closed, or Windows' pythonw
+        _nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or _nowhere, sys.stderr or _nowhere
+    for _stream in (sys.stdout, sys.stderr):
+        if hasattr(_stream, "reconfigure"):  # not in a notebook
+            _stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    # Intel's Fortran runtime aborts the process at Ctrl-C on Windows, before Python hears of it.
+    os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
+    # Operations that Apple's GPU lacks are done on the CPU.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     # OpenMP threads spin while they wait, which slows down other processes on the same cores (CHANGELOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

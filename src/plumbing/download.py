@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+import tarfile
 from contextlib import nullcontext, redirect_stderr
 from http.client import HTTPException
 from pathlib import Path
@@ -22,17 +23,21 @@ def download_archives(archives: dict[str, str], target: Path, hint: str) -> None
 
     Raises:
         FileExistsError: ``target`` is a file, or a folder that is not empty.
-        UserError: the download failed, or an archive that the user has put there is broken.
+        UserError: the download failed, an archive that the user has put there is broken, or Python is before 3.11.4.
     """
     from torchvision.datasets.utils import extract_archive  # here, since importing torchvision takes 3 s
 
     raise_if_occupied(target)
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("unpacking safely needs Python 3.11.4 or newer")
     parent = target.absolute().parent
     downloads = parent / f".{target.name}.download"
     try:
         paths = [_fetch(url, md5, parent, downloads) for url, md5 in archives.items()]
     except (OSError, HTTPException, RuntimeError) as error:
         names = " and ".join(url.rsplit("/", 1)[1] for url in archives)
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            hint = f"On macOS, first run Install Certificates.command in /Applications/Python 3.x.\n{hint}"
         source = next(iter(archives)).rpartition("/")[0]
         raise UserError(
             f"the download failed: {error}\n"

@@ -16,6 +16,31 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or folder onto ``target``.
+
+    Windows refuses while another program holds it (Excel, OneDrive, a virus scanner): tried again for 5 s.
+    """
+    for wait in (0.1, 0.3, 0.6, 1, 3, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if wait is None:
+                reason = "cannot be replaced; does another program hold it open?"
+                raise PermissionError(error.errno, reason, str(target)) from error
+            time.sleep(wait)
+
+
+@contextmanager
+def expendable(what: str) -> Iterator[None]:
+    """Make an OSError of the block a note: ``what`` it writes can be made again."""
+    try:
+        yield
+    except OSError as error:
+        print(f"note: {what} not written: {error}", file=sys.stderr)
+
+
 @contextmanager
 def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Write a file under a temporary name beside ``path``; rename it when the block succeeds.
@@ -30,7 +55,7 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -57,7 +82,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             raise_if_occupied(target)
             if target.is_dir():
                 target.rmdir()  # Windows cannot rename onto a folder, not even an empty one
-            os.replace(temporary, target)
+            replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,7 +118,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     except Timeout:
         holder = ""
         with suppress(OSError):  # Windows: a locked file cannot be read
-            holder = path.read_text(errors="replace").strip()
+            holder = path.read_text(encoding="utf-8", errors="replace").strip()
         holder = holder or "another process"
         if not wait:
             raise BlockingIOError(errno.EAGAIN, f"held by {holder}; wait until that ends", str(path)) from None
@@ -102,7 +127,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     with lock:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+            path.write_text(holder, encoding="utf-8", errors="backslashreplace")
         try:
             yield
         finally:

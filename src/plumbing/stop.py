@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ class Stopped(Exception):  # noqa: N818
 class StopSignal:
     """While active, the first Ctrl-C or SIGTERM only sets ``number``; the second kills.
 
+    In a thread it does nothing: Python takes signals in the main thread only.
     (Under torchrun, Ctrl-C reaches each process twice, from the terminal and from torchrun, which kills after 30 s.)
 
     Attributes:
@@ -28,7 +31,8 @@ class StopSignal:
         self.number = 0
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,6 +58,6 @@ class StopSignal:
             signal.raise_signal(number)
         self.number = number
         name = signal.Signals(number).name
-        os.write(
-            2, f"\n{name}: finishing the step, then saving (again to stop at once)\n".encode()
-        )  # print may be busy
+        with suppress(OSError):  # stderr is closed
+            # print may be busy
+            os.write(2, f"\n{name}: finishing the step, then saving (again to stop at once)\n".encode())
