@@ -19,7 +19,6 @@ from plumbing.images import decode_image, in_threads
 import numpy as np
 import torch
 
-from checkpoint import checkpoint_path
 from evaluate import ScoringOptions, add_scoring_options, open_checkpoint, parse_scoring_args, score_checkpoint
 from photos import (
     PRODUCTS,
@@ -138,12 +137,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def default_checkpoint(save_path: Path) -> Path:
-    """The checkpoint for photos if none is named: R's best, else U's, else the bundled weights."""
-    runs = [checkpoint_path(save_path, name, "best") for name in ("R", "U")]
-    return next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
-
-
 def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options: PhotoOptions) -> None:
     """Cut the pet out of photos.
 
@@ -196,7 +189,7 @@ def predict_test_split(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    path = args.checkpoint or default_checkpoint(args.save_path)
+    path = args.checkpoint or SMALL_WEIGHTS
     state, device = open_checkpoint(path, args.model, args.recipe), choose_device(args.device, args.threads)
     if args.input:
         set_pixel_limit(args.pixel_limit)
