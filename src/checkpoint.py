@@ -6,6 +6,7 @@ A checkpoint is plain data: tensors, numbers, strings, lists and dicts. Its entr
     config      Config.to_dict(); it names the network
     model       state dict for inference: the EMA weights with BatchNorm statistics of their own
     data_path   folder of the training data, relative to the repo's root if it lies below it
+    source_side largest height or width of the training images as stored, in pixels; older checkpoints lack it
     epoch       number of finished epochs; 0 at the start
     scores      of this epoch: valid_dice, valid_loss, ...; empty at the start
     history     list of one dict an epoch, up to this one
@@ -106,6 +107,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(f"it lacks the entry {min(missing)}")
         if not isinstance(state["epoch"], int | None) or not isinstance(state["scores"], dict):
             raise UserError(f"its epoch is {state['epoch']!r:.50} with the scores {state['scores']!r:.50}")
+        side = state.get("source_side", 1)
+        if not isinstance(side, int) or side < 1:
+            raise UserError(f"its source_side is {side!r:.50}")
         config = Config.from_dict(state["config"])
         with torch.device("meta"):  # allocates no memory
             # A plain dict: PyTorch notes ``assign`` in a state dict, and would assign again where it is loaded next.

@@ -5,6 +5,7 @@ python src/inference.py --input photo.jpg
 """
 
 import argparse
+import os
 import sys
 import time
 from functools import partial
@@ -19,7 +20,6 @@ from plumbing.images import decode_image, in_threads
 import numpy as np
 import torch
 
-from checkpoint import checkpoint_path
 from evaluate import ScoringOptions, add_scoring_options, open_checkpoint, parse_scoring_args, score_checkpoint
 from photos import (
     PRODUCTS,
@@ -113,14 +113,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--masks_only", action="store_true", help="no overlays and no page, which take longer")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=cli.new_path,
         help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
     add = parser.add_argument_group(
         "photos", "cut the pet out of photos of your own; no data set is needed"
     ).add_argument
-    add("--input", nargs="+", metavar="PHOTO", help="files, folders, patterns, or - for standard input and output")
-    add("--write", default="mask,cutout", help=f"which of {','.join(PRODUCTS)}, with commas between")
+    add(
+        "--input",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="PHOTO",
+        help="files, folders, patterns, or - for standard input and output",
+    )
+    add("--write", nargs="+", default=["mask,cutout"], help=f"which of {','.join(PRODUCTS)}, with commas between")
     add("--recursive", action="store_true", help="take the folders below a folder too")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
@@ -130,18 +136,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in TEST_FLAGS if args.input else PHOTO_FLAGS:
         if getattr(args, flag) != parser.get_default(flag):
             parser.error(f"--{flag} goes {'without' if args.input else 'with'} --input only")
-    args.write = tuple(dict.fromkeys(args.write.split(",")))
+    args.write = tuple(dict.fromkeys(",".join(args.write).split(",")))  # PowerShell splits at commas
     if not set(args.write) <= set(PRODUCTS):
         parser.error(f"--write takes {', '.join(PRODUCTS)}, with commas between")
     if "-" in (args.input or []) and len(args.input) > 1:
         parser.error("--input - takes one photo, and no other inputs")
     return args
-
-
-def default_checkpoint(save_path: Path) -> Path:
-    """The checkpoint for photos if none is named: R's best, else U's, else the bundled weights."""
-    runs = [checkpoint_path(save_path, name, "best") for name in ("R", "U")]
-    return next((path for path in runs if path.is_file()), SMALL_WEIGHTS)
 
 
 def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options: PhotoOptions) -> None:
@@ -196,7 +196,7 @@ def predict_test_split(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    path = args.checkpoint or default_checkpoint(args.save_path)
+    path = args.checkpoint or SMALL_WEIGHTS
     state, device = open_checkpoint(path, args.model, args.recipe), choose_device(args.device, args.threads)
     if args.input:
         set_pixel_limit(args.pixel_limit)

@@ -1,18 +1,23 @@
 """Photos of any format in, masks and cut-outs out, at the photo's own size, EXIF rotation applied."""
 
+import errno
 import glob
+import hashlib
+import json
+import struct
 import sys
 import time
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plumbing.cli import UserError, plural
 from plumbing.files import atomic_write
-from plumbing.images import PHOTO_SUFFIXES, decode_photo, in_threads, read_bytes
+from plumbing.images import PHOTO_SUFFIXES, decode_photo_and_profile, in_threads, read_bytes
 
 import cv2
 import numpy as np
@@ -25,6 +30,9 @@ from report import overlay
 PRODUCTS = ("mask", "overlay", "cutout", "probability")
 BATCH = 8  # photos predicted together
 STRIP = 256  # rows of a photo that are cut out together
+PNG_HEADER = 33  # bytes: the signature and the chunk IHDR
+MADE_BY = b"pet-segmentation\0"  # keyword of the text chunk that says what a result was made from
+VERSION = 1  # of the drawing; raise it when other pixels come out of the same
 MIXED = 2  # pixels: within this distance of the outline, colours may mix pet and background
 
 
@@ -45,6 +53,17 @@ class Photo(NamedTuple):
 
     file: Path
     target: Path  # below the output folder: what the names of its results begin with
+
+
+class Job(NamedTuple):
+    """A decoded photo and what to write of it."""
+
+    photo: Photo
+    rgba: np.ndarray  # (H, W, 4) uint8
+    profile: bytes  # PNG chunk of its ICC profile; empty if it has none
+    made_from: bytes  # PNG chunk of ``made_from_chunk``
+    products: list[str]
+    replaces: bool  # results that were made from something else
 
 
 # ---------------------------------------------------------------------------------------------- which photos
@@ -68,14 +87,17 @@ def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
             raise UserError(f"--input {text}: {problem}")
         for part in found:
             names |= {file.resolve(): name for file, name in part.items()}
-    stems = Counter(name.with_suffix("") for name in names.values())
-    files_of: dict[Path, Path] = {}  # by target
+    # By casefold: on Windows and macOS, Cat.png and cat.png are one file.
+    stems = Counter(str(name.with_suffix("")).casefold() for name in names.values())
+    files_of: dict[str, Path] = {}  # by target
+    photos = []
     for file, name in names.items():
-        target = name if stems[name.with_suffix("")] > 1 else name.with_suffix("")
-        if target in files_of:
-            raise UserError(f"{files_of[target]} and {file} have the same name: give each an --output of its own")
-        files_of[target] = file
-    return [Photo(file, target) for target, file in files_of.items()]
+        target = name if stems[str(name.with_suffix("")).casefold()] > 1 else name.with_suffix("")
+        clash = files_of.setdefault(str(target).casefold(), file)
+        if clash != file:
+            raise UserError(f"{clash} and {file} have the same name: give each an --output of its own")
+        photos.append(Photo(file, target))
+    return photos
 
 
 def photos_at(path: Path, recursive: bool) -> dict[Path, Path]:
@@ -83,9 +105,10 @@ def photos_at(path: Path, recursive: bool) -> dict[Path, Path]:
     if not path.is_dir():
         return {path: Path(path.name)}
     results = tuple(f"_{product}.png" for product in PRODUCTS)
+    below = glob.glob(f"{glob.escape(str(path))}/**", recursive=True)  # follows links to folders; rglob does not
     return {
         file: file.relative_to(path)
-        for file in sorted(path.rglob("*") if recursive else path.iterdir())
+        for file in sorted(map(Path, below) if recursive else path.iterdir())
         if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and not file.name.endswith(results)
     }
 
@@ -95,9 +118,45 @@ def result_path(photo: Photo, product: str, options: PhotoOptions) -> Path:
     return target.with_name(f"{target.name}_{product}.png")
 
 
-def missing_results(photo: Photo, options: PhotoOptions) -> list[str]:
-    """The products to write for a photo: all with ``overwrite``, else those without a file."""
-    return [name for name in options.write if options.overwrite or not result_path(photo, name, options).exists()]
+def made_from_chunk(data: bytes, predictor: str, options: PhotoOptions) -> bytes:
+    """The PNG text chunk of all that a result's pixels depend on.
+
+    Args:
+        data: the photo's file.
+        predictor: its fingerprint.
+    """
+    no_pixels = ("output", "write", "overwrite", "recursive")
+    facts = {name: value for name, value in asdict(options).items() if name not in no_pixels}
+    facts |= {"version": VERSION, "photo": hashlib.sha256(data).hexdigest(), "predictor": predictor}
+    return png_chunk(b"tEXt", MADE_BY + json.dumps(facts).encode())
+
+
+def prepare(photo: Photo, predictor: str, options: PhotoOptions) -> Job | None:
+    """Read a photo; None if all its results are there and would come out the same.
+
+    Raises:
+        UserError: the photo cannot be read, or a file that is no result of this program has a result's name.
+    """
+    data = read_bytes(photo.file)
+    made_from, products, replaces = made_from_chunk(data, predictor, options), [], False
+    for product in options.write:
+        path = result_path(photo, product, options)
+        try:
+            with open(path, "rb") as file:
+                found = file.read(PNG_HEADER + len(made_from))[PNG_HEADER:]
+        except FileNotFoundError:
+            found = None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        if found is not None and not found[4:].startswith(b"tEXt" + MADE_BY) and not options.overwrite:
+            raise UserError(f"{path} is there, and does not say what it was made from; --overwrite replaces it")
+        if found != made_from or options.overwrite:
+            products.append(product)
+            replaces |= found not in (None, made_from)
+    if not products:
+        return None
+    rgba, profile = decode_photo_and_profile(data, photo.file)
+    return Job(photo, rgba, profile_chunk(profile), made_from, products, replaces)
 
 
 # ---------------------------------------------------------------------------------------------- one photo
@@ -149,90 +208,121 @@ def _cut_out_strip(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return result
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode (H, W), (H, W, 3) RGB or (H, W, 4) RGBA uint8 as PNG, at the fastest compression level."""
+def encode_png(array: np.ndarray, *chunks: bytes) -> bytes:
+    """Encode (H, W), (H, W, 3) RGB or (H, W, 4) RGBA uint8 as PNG, at the fastest compression level.
+
+    Args:
+        chunks: further ones, of ``png_chunk``.
+    """
     codes = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
     array = cv2.cvtColor(array, codes[array.shape[2]]) if array.ndim == 3 else array
-    return cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    png = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return b"".join((png[:PNG_HEADER], *chunks, png[PNG_HEADER:]))
 
 
-def write_results(photo: Photo, rgba: np.ndarray, probs: np.ndarray, options: PhotoOptions) -> int:
-    """Write a photo's missing results; returns how many."""
-    mask = clean_mask(probs, options)
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def profile_chunk(profile: bytes) -> bytes:
+    """The PNG chunk of an ICC profile; empty if that is empty."""
+    return profile and png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+
+
+def write_results(job: Job, probs: np.ndarray, options: PhotoOptions) -> int:
+    """Write a photo's results; returns how many.
+
+    Raises:
+        OSError: the disk is full.
+        UserError: a result cannot be written, for another reason.
+    """
+    photo, rgba, mask = job.photo, job.rgba, clean_mask(probs, options)
     draw = {
         "mask": lambda: mask.astype(np.uint8) * 255,
         "overlay": lambda: overlay(rgba[..., :3], mask),
         "cutout": lambda: cut_out(rgba, mask),
         "probability": lambda: np.round(probs * 255).astype(np.uint8),
     }
-    missing = missing_results(photo, options)
-    for product in missing:
+    for product in job.products:
         path = result_path(photo, product, options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(encode_png(draw[product]()))
-    return len(missing)
+        profile = job.profile if product in ("overlay", "cutout") else b""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(encode_png(draw[product](), job.made_from, profile))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return len(job.products)
 
 
 # ---------------------------------------------------------------------------------------------- all photos
 
 
-def read_photos(photos: Iterable[Photo]) -> Iterator[tuple[Photo, np.ndarray | UserError]]:
-    """Decode photos to (H, W, 4) uint8 in threads, in order. A photo that cannot be read gives its error."""
-
-    def read(photo: Photo) -> tuple[Photo, np.ndarray | UserError]:
-        try:
-            return photo, decode_photo(read_bytes(photo.file), photo.file)
-        except UserError as error:
-            return photo, error
-
-    return in_threads(read, photos, ahead=1)
+def or_error(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, or the UserError that it raises: one photo's error stops no others."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return error
 
 
 def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOptions) -> int:
-    """Predict photos and write their results. Photos that cannot be read are named and skipped.
+    """Predict photos and write their results. Photos that fail are named, and all others done.
 
     Returns:
-        How many could not be read.
+        How many failed.
     """
-    todo = [photo for photo in photos if missing_results(photo, options)]
-    if len(todo) < len(photos):
-        print(f"{plural(len(photos) - len(todo), 'photo')} done already; --overwrite redoes them")
-    started, written, errors = time.monotonic(), 0, 0
-    bar = tqdm(read_photos(todo), "photos", len(todo), unit=" photos", leave=False, disable=None)
-    batch: list[tuple[Photo, np.ndarray]] = []
+    started, counts, fingerprint = time.perf_counter(), Counter(), predictor.fingerprint()
+    jobs = in_threads(lambda photo: or_error(prepare, photo, fingerprint, options), photos, ahead=1)
+    bar = tqdm(jobs, "photos", len(photos), unit=" photos", leave=False, disable=None)
+    batch: list[Job] = []
 
-    def finish() -> int:
-        probs = predictor.predict([rgba[..., :3] for _, rgba in batch], BATCH)
-        jobs = ((photo, rgba, prob, options) for (photo, rgba), prob in zip(batch, probs, strict=True))
-        count = sum(in_threads(lambda job: write_results(*job), jobs, ahead=1))
+    def fail(error: UserError) -> None:
+        bar.write(f"error: {error}", file=sys.stderr)
+        counts["failed"] += 1
+
+    def finish() -> None:
+        probs = predictor.predict([job.rgba[..., :3] for job in batch], BATCH)
+        pairs = zip(batch, probs, strict=True)
+        results = in_threads(lambda pair: or_error(write_results, *pair, options), pairs, ahead=1)
+        for job, result in zip(batch, results, strict=True):
+            if isinstance(result, UserError):
+                fail(result)
+            else:
+                counts.update(done=1, files=result, replaced=job.replaces)
         batch.clear()
-        return count
 
-    for photo, rgba in bar:
-        if isinstance(rgba, UserError):
-            bar.write(f"error: {rgba}", file=sys.stderr)
-            errors += 1
-            continue
-        batch.append((photo, rgba))
-        if len(batch) == BATCH or sum(one.nbytes for _, one in batch) > 2**26:
-            written += finish()
+    for job in bar:
+        if isinstance(job, UserError):
+            fail(job)
+        elif job is None:
+            counts["same"] += 1
+        else:
+            batch.append(job)
+        if len(batch) == BATCH or sum(one.rgba.nbytes for one in batch) > 2**26:
+            finish()
     if batch:
-        written += finish()
-    seconds = time.monotonic() - started
-    done = len(todo) - errors
+        finish()
+    seconds, done = time.perf_counter() - started, counts["done"]
     rate = f" ({done / seconds:.1f} photos/s)" if done else ""
-    print(f"wrote {plural(written, 'file')} of {plural(done, 'photo')} to {options.output} in {seconds:.1f} s{rate}")
-    if errors:
-        print(f"{plural(errors, 'photo')} could not be read")
-    return errors
+    wrote = f"wrote {plural(counts['files'], 'file')} of {plural(done, 'photo')}"
+    print(f"{wrote} to {options.output} in {seconds:.1f} s{rate}")
+    if counts["same"]:
+        print(f"{plural(counts['same'], 'photo')} done already; --overwrite redoes them")
+    if counts["replaced"]:
+        print(f"{plural(counts['replaced'], 'photo')} had results of another photo, network or option; replaced")
+    if counts["failed"]:
+        print(f"{plural(counts['failed'], 'photo')} failed")
+    return counts["failed"]
 
 
 def cut_out_stream(predictor: Predictor, options: PhotoOptions) -> None:
     """Read one photo from standard input, and write its cut-out as PNG to standard output."""
-    rgba = decode_photo(sys.stdin.buffer.read(), "standard input")
+    rgba, profile = decode_photo_and_profile(sys.stdin.buffer.read(), "standard input")
     mask = clean_mask(predictor(rgba[..., :3]), options)
-    sys.stdout.buffer.write(encode_png(cut_out(rgba, mask)))
+    sys.stdout.buffer.write(encode_png(cut_out(rgba, mask), profile_chunk(profile)))
     sys.stdout.buffer.flush()
 
 

@@ -7,6 +7,7 @@ probs = predictor("photo.jpg")  # (H, W) float32, 0 to 1, at the photo's own siz
 mask = probs > 0.5
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from plumbing.cli import REPO, choose_device, choose_precision
+from plumbing.cli import REPO, choose_device, choose_precision, memory_format
 from plumbing.images import decode_photo, read_bytes, resize_image
 
 import cv2
@@ -37,6 +38,7 @@ class Predictor:
 
     Attributes:
         config: of the run that trained it; ``config.image_size`` is the size that ``__call__`` and ``masks`` resize to.
+        source_side: the largest height or width of the training images as stored, in pixels; None if it is not known.
         flip_average: predict the mirrored image too, and average the logits (test-time augmentation).
     """
 
@@ -64,12 +66,13 @@ class Predictor:
         self.config = replace(config, image_size=image_size or config.image_size)
         self.device = choose_device(device) if isinstance(device, str) else device
         self.precision = precision or choose_precision(config.precision, self.device)
+        self.source_side: int | None = state.get("source_side")
         self.flip_average = flip_average
         self.normalise = Normalise(config.mean, config.std).to(self.device)
         model = state["model"]  # weights, or the network of ``from_model``
         if not isinstance(model, nn.Module):
             model = load_for_inference(config.network, model, self.precision)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device, memory_format=memory_format(self.device))
 
     @classmethod
     def from_model(cls, model: nn.Module, config: Config, device: torch.device, precision: torch.dtype) -> "Predictor":
@@ -97,8 +100,13 @@ class Predictor:
     def __call__(self, image: Image) -> np.ndarray:
         """The probability of pet at each pixel of one image: (H, W) float32, 0 to 1, at the image's own size.
 
+        Training images smaller than the network's input were enlarged, so the network knows no sharp ones: an image is
+        shrunk to ``source_side`` first. The data set's own images are not larger, so this leaves them as scoring has
+        them.
+
         Raises:
             UserError: the file cannot be read.
+            ValueError: neither a file nor an array (H, W, 3) uint8.
         """
         return next(self.predict([image]))
 
@@ -109,19 +117,39 @@ class Predictor:
 
     def predict(self, images: Iterable[Image], batch_size: int = 8) -> Iterator[np.ndarray]:
         """``__call__`` for many images, in order; they are read a batch at a time."""
-        images, size = iter(images), self.config.image_size
+        images = iter(images)
         while batch := list(map(load_photo, islice(images, batch_size))):
-            stacked = np.stack([resize_image(image, size, size) for image in batch])
+            stacked = np.stack([self._resize(image) for image in batch])
             pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()  # (N, 3, S, S)
             for image, logits in zip(batch, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
                 yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid_().numpy()
 
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) to the network's (S, S, 3), as sharp as the training images at most."""
+        size = self.config.image_size
+        if self.source_side and self.source_side < size:
+            image = resize_image(image, *(min(side, self.source_side) for side in image.shape[:2]))
+        return resize_image(image, size, size)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a prediction depends on besides the image."""
+        config, options = self.config, (self.source_side, self.flip_average, self.precision)
+        facts = (config.network, config.mean, config.std, config.image_size, *options)
+        digest = hashlib.sha256(repr(facts).encode())
+        for value in self.model.state_dict().values():
+            digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
 
 def load_photo(photo: Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, as a viewer shows it; an array is returned as it is."""
-    if isinstance(photo, np.ndarray):
+    """(H, W, 3) uint8 RGB of an image file, as a viewer shows it; such an array is returned as it is."""
+    if isinstance(photo, str | Path):
+        return np.ascontiguousarray(decode_photo(read_bytes(Path(photo)), photo)[..., :3])
+    if isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.shape[2:] == (3,) and photo.size:
         return photo
-    return np.ascontiguousarray(decode_photo(read_bytes(Path(photo)), photo)[..., :3])
+    shape, dtype = getattr(photo, "shape", ""), getattr(photo, "dtype", "")
+    found = f"{type(photo).__name__} {shape} {dtype}".strip()
+    raise ValueError(f"expected an image file, or an RGB array (height, width, 3) of uint8; got {found}")
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -47,6 +47,7 @@ class Run:
         """
         self.folder, self.name, self.trainer = folder, folder.name, trainer
         self.fingerprints = [trainer.train.fingerprint, trainer.valid.fingerprint]
+        self.source_side = trainer.train.source_side()
         root = trainer.train.root.resolve()
         self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
         self.provenance = provenance()
@@ -140,6 +141,7 @@ class Run:
             "config": self.trainer.config.to_dict(),
             "model": self.trainer.ema.model.state_dict(),
             "data_path": self.data_path,
+            "source_side": self.source_side,
             "epoch": progress.epoch,
             "scores": progress.history[-1] if progress.history else {},
             "history": list(progress.history),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plumbing.cache import cached_array
 from plumbing.cli import UserError, shell
-from plumbing.images import decode_image, in_threads, resize_image
+from plumbing.images import decode_image, in_threads, largest_side, resize_image
 
 import cv2
 import numpy as np
@@ -42,6 +42,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def source_side(self) -> int:
+        """The largest height or width of the images as stored, in pixels."""
+        return max(in_threads(lambda name: largest_side(image_path(self.root, name)), self.names))
 
     def to(self, device: torch.device) -> "Split":
         """Move the pixels to a device if they fit into half of its free memory; else ``batches`` transfers them."""

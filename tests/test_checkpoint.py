@@ -95,6 +95,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tiny_network: None, tmp_pat
         (lambda state: state.pop("data_path"), "lacks the entry data_path"),
         (lambda state: state["config"].update(network="UNetPP"), "network cannot be 'UNetPP'; there are UNet"),
         (lambda state: state["config"].update(nosuch=1), "unexpected keyword argument 'nosuch'"),
+        (lambda state: state.update(source_side=0), "its source_side is 0"),
         (lambda state: state.update(config=None), "NoneType"),
         (lambda state: state.update(format=1), "not a checkpoint of this project"),
         (lambda state: state["model"].pop("0.bias"), r'Missing key\(s\) in state_dict: "0.bias"'),

@@ -1,6 +1,9 @@
 """photos.py and ``inference.py --input``: photos of any format in, masks and cut-outs at their own size out."""
 
+import errno
 import io
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,7 +15,7 @@ from plumbing.images import decode_photo
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor, nn
 
 import inference
@@ -38,6 +41,7 @@ class Redness(nn.Module):
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A checkpoint ``R_best.pth`` of a network that takes red for pet; returns the folder of all runs."""
     monkeypatch.setitem(NETWORKS, "ResNet34_UNet", Redness)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which a run sets
     config = RECIPES["default"]("ResNet34_UNet").to_dict() | {"image_size": 64}
     state = {"format": 2, "config": config, "model": Redness().state_dict(), "data_path": "", "epoch": 0}
     state |= {"scores": {}, "history": []}
@@ -53,7 +57,8 @@ def red_box(width: int, height: int) -> Image.Image:
 
 
 def cut(run: Path, *flags: object) -> None:
-    inference.main([str(part) for part in ("--save_path", run, "--output", run.parent / "out", *flags)])
+    flags = ("--model", "R", "--save_path", run, "--output", run.parent / "out", *flags)
+    inference.main([str(part) for part in flags])
 
 
 def read(path: Path) -> np.ndarray:
@@ -156,7 +161,7 @@ def test_a_broken_photo_is_named_and_all_others_are_done(
     assert exit_.value.code == 1
     printed = capfd.readouterr()
     assert "bad.jpg" in printed.err
-    assert "1 photo could not be read" in printed.out
+    assert "1 photo failed" in printed.out
     assert (tmp_path / "out" / "good_cutout.png").exists()
 
 
@@ -170,20 +175,110 @@ def test_stale_temp_files_are_removed(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "deep").iterdir()) == [".notes.part", "p_mask.png"]
 
 
-def test_existing_results_stay_unless_overwritten(
+def test_results_are_skipped_if_they_would_come_out_the_same_and_redone_else(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    red_box(40, 40).save(tmp_path / "p.png")
+    photo, result, runs = tmp_path / "p.png", tmp_path / "out" / "p_mask.png", tmp_path / "runs"
+    red_box(40, 40).save(photo)
+
+    def outcome(*flags: object) -> str:
+        if result.exists():
+            os.utime(result, (0, 0))
+        cut(run, "--input", photo, "--write", "mask", *flags)
+        said, is_new = capsys.readouterr().out, result.stat().st_mtime > 0
+        assert ("1 photo done already" in said) != is_new
+        is_replaced = "1 photo had results of another photo, network or option; replaced" in said
+        return "replaced" if is_replaced else "written" if is_new else "skipped"
+
+    assert [outcome(), outcome(), outcome("--overwrite")] == ["written", "skipped", "written"]
+    for flags in (["--threshold", 0.4], ["--threshold", 0.4, "--largest_only"], ["--image_size", 32], []):
+        assert [outcome(*flags), outcome(*flags)] == ["replaced", "skipped"]
+    red_box(40, 30).save(photo)  # another photo of the same name
+    assert [outcome(), outcome()] == ["replaced", "skipped"]
+    assert read(result).shape == (30, 40)
+    state = torch.load(runs / "R" / "R_best.pth", weights_only=True)
+    state["model"]["scale"] *= -1  # another network
+    save_checkpoint(runs / "R" / "R_best.pth", state)
+    assert [outcome(), outcome()] == ["replaced", "skipped"]
+    assert read(result)[8, 10] == 0
+
+
+def test_a_file_that_is_no_result_stays_unless_overwritten(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("p", "q"):
+        red_box(40, 40).save(tmp_path / f"{name}.png")
     result = tmp_path / "out" / "p_mask.png"
     result.parent.mkdir()
     result.write_bytes(b"mine")
-    cut(run, "--input", tmp_path / "p.png", "--write", "mask")
+    with pytest.raises(SystemExit, match="1"):
+        cut(run, "--input", tmp_path / "p.png", tmp_path / "q.png", "--write", "mask")
+    assert f"{result} is there, and does not say what it was made from" in capsys.readouterr().err
     assert result.read_bytes() == b"mine"
-    assert "1 photo done already" in capsys.readouterr().out
+    assert read(tmp_path / "out" / "q_mask.png").max() == 255
     cut(run, "--input", tmp_path / "p.png", "--write", "mask,probability,overlay", "--overwrite")
     assert read(result).max() == 255
     assert read(tmp_path / "out" / "p_probability.png").ndim == 2
     assert read(tmp_path / "out" / "p_overlay.png").shape == (40, 40, 3)
+
+
+def test_a_result_that_cannot_be_written_is_named_and_all_others_are_done(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a", "b" * 235, "c" * 250, "d"]  # too long with .part behind it; too long
+    for name in names:
+        red_box(40, 40).save(tmp_path / f"{name}.png")
+    with pytest.raises(SystemExit, match="1"):
+        cut(run, "--input", *(tmp_path / f"{name}.png" for name in names))
+    printed = capsys.readouterr()
+    for name, verb in (("b" * 235, "written"), ("c" * 250, "read")):
+        assert f"{name}_mask.png cannot be {verb}: File name too long\n" in printed.err
+    assert "2 photos failed" in printed.out
+    assert sorted(path.name[:3] for path in (tmp_path / "out").glob("*.png")) == ["a_c", "a_m", "d_c", "d_m"]
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(photos, "atomic_write", no_space)
+    with pytest.raises(OSError, match="No space"):  # which ends the script in one line
+        cut(run, "--input", tmp_path / "a.png", "--overwrite")
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+def test_a_cut_out_keeps_the_photos_colour_profile(run: Path, tmp_path: Path, kind: str) -> None:
+    """So its numbers mean the same colours: Display P3, Adobe RGB. The profile of CMYK says nothing about RGB."""
+    red_box(40, 40).save(tmp_path / f"p.{kind}", icc_profile=PROFILE, lossless=True)
+    red_box(40, 40).convert("CMYK").save(tmp_path / "cmyk.tiff", icc_profile=PROFILE.replace(b"RGB ", b"CMYK"))
+    cut(run, "--input", tmp_path / f"p.{kind}", tmp_path / "cmyk.tiff", "--write", "cutout,overlay,mask")
+    for name, product, expected in (
+        ("p", "cutout", PROFILE),
+        ("p", "overlay", PROFILE),
+        ("p", "mask", None),
+        ("cmyk", "cutout", None),
+    ):
+        with Image.open(tmp_path / "out" / f"{name}_{product}.png") as image:
+            assert image.info.get("icc_profile") == expected
+            if product == "cutout":
+                assert image.getpixel((10, 10))[0] == pytest.approx(230, abs=6)
+
+
+def test_the_bundled_weights_are_taken_unless_a_run_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red_box(40, 40).save(tmp_path / "p.png")
+    monkeypatch.setattr(inference, "SMALL_WEIGHTS", tmp_path / "small.pth")
+    shutil.copy(run / "R" / "R_best.pth", tmp_path / "small.pth")
+    for flags, taken in (
+        ([], "small.pth"),
+        (["--model", "R"], "R_best.pth"),
+        (["--name", "R"], "R_best.pth"),
+        (["--model", "R", "--load_model_epoch", "best"], "R_best.pth"),
+    ):
+        inference.main([*flags, "--save_path", str(run), "--output", str(tmp_path), "--input", str(tmp_path / "p.png")])
+        assert f"/{taken} at 64x64" in capsys.readouterr().out
 
 
 def test_the_largest_part_alone() -> None:

@@ -1,9 +1,11 @@
 """predictor.py: images in, probabilities and masks out, at the images' own size."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from plumbing.cli import UserError
+from plumbing.images import resize_image
 
 import numpy as np
 import pytest
@@ -83,6 +85,50 @@ def test_the_sigmoid_comes_after_the_resizing_and_never_overflows() -> None:
         np.testing.assert_allclose(probs[5], torch.tensor(x * step).sigmoid(), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(20, 30, 3, dtype=torch.uint8),
+        Image.new("RGB", (30, 20)),
+        np.zeros((20, 30), np.uint8),
+        np.zeros((20, 30, 4), np.uint8),
+        np.zeros((3, 20, 30), np.uint8),
+        np.zeros((1, 20, 30, 3), np.uint8),
+        np.zeros((20, 30, 3), np.float32),
+        np.zeros((0, 30, 3), np.uint8),
+    ],
+)
+def test_what_is_no_image_is_refused(predictor: Predictor, image: object) -> None:
+    found = f"{type(image).__name__} {getattr(image, 'shape', '')} {getattr(image, 'dtype', '')}".strip()
+    with pytest.raises(ValueError, match=r"expected .* \(height, width, 3\) of uint8; got " + re.escape(found) + "$"):
+        predictor(image)
+
+
+def test_a_photo_is_no_sharper_than_the_training_images_were(drawn_pets: Path) -> None:
+    """They had at most 24 pixels and were enlarged to 32; those of the data set itself are not touched."""
+    seen = []
+
+    class Spy(nn.Identity):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images[:, :1]
+
+    predictor = predictor_of(Spy())
+    photo = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    own = photo[:24, :18]
+    for source_side, image, expected in (
+        (24, photo, resize_image(photo, 24, 24)),
+        (24, own, own),
+        (32, photo, photo),
+        (500, photo, photo),
+        (None, photo, photo),
+    ):
+        predictor.source_side = source_side
+        predictor(image)
+        pixels = torch.from_numpy(resize_image(expected, 32, 32)).permute(2, 0, 1)[None].float()
+        torch.testing.assert_close(seen.pop(), predictor.normalise(pixels), rtol=0, atol=0)
+
+
 def test_a_checkpoint_predicts_what_was_trained_at_any_image_size(run_train: Train, tmp_path: Path) -> None:
     run_train("--epochs", 1, "--precision", "fp32")
     best = tmp_path / "R" / "R_best.pth"
@@ -92,6 +138,7 @@ def test_a_checkpoint_predicts_what_was_trained_at_any_image_size(run_train: Tra
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     probs = {size: Predictor(best, device="cpu", image_size=size)(image) for size in (None, 32, 64)}
     expected = Predictor.from_model(model, Config.from_dict(state["config"]), CPU, torch.float32)(image)
+    assert Predictor(best, device="cpu").source_side == 72
     np.testing.assert_allclose(probs[None], expected, atol=1e-5)
     np.testing.assert_array_equal(probs[None], probs[32])
     assert np.abs(probs[64] - probs[32]).max() > 1e-4

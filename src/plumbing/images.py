@@ -53,6 +53,11 @@ def decode_raw(path: Path) -> np.ndarray:
 
 
 def decode_photo(data: bytes, name: object) -> np.ndarray:
+    """The pixels of ``decode_photo_and_profile``, (H, W, 4) uint8 RGBA."""
+    return decode_photo_and_profile(data, name)[0]
+
+
+def decode_photo_and_profile(data: bytes, name: object) -> tuple[np.ndarray, bytes]:
     """Decode a photo as a viewer shows it: EXIF rotation applied, the first frame of an animation.
 
     Args:
@@ -60,7 +65,8 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
         name: begins the error message.
 
     Returns:
-        (H, W, 4) uint8 RGBA; opaque if the file has no transparency.
+        (H, W, 4) uint8 RGBA, opaque if the file has no transparency; the ICC profile that gives these numbers their
+        colours, empty if there is none. CMYK and grey become RGB without their profiles, which are of no use to RGB.
 
     Raises:
         UserError: broken, of another format, of unknown range, or too many pixels for Pillow's limit.
@@ -77,16 +83,24 @@ def decode_photo(data: bytes, name: object) -> np.ndarray:
         raise UserError(f"{name} is not an image that can be read (HEIC needs: pip install pillow-heif)")
     with opened(data, name, formats) as image:
         _raise_if_range_is_unknown(image, name)
-        return np.array(_to_mode(ImageOps.exif_transpose(image), "RGBA"))
+        profile = image.info.get("icc_profile") or b""
+        pixels = np.array(_to_mode(ImageOps.exif_transpose(image), "RGBA"))
+        return pixels, profile if profile[16:20] == b"RGB " else b""
+
+
+def largest_side(path: Path) -> int:
+    """The larger of an image file's height and width, in pixels; reads the header only. Raises as ``decode_image``."""
+    with opened(path, path) as image:
+        return max(image.size)
 
 
 @contextmanager
-def opened(data: bytes, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator["Image.Image"]:
+def opened(data: bytes | Path, name: object, formats: Sequence[str] = PHOTO_FORMATS) -> Iterator["Image.Image"]:
     """Open an image, to be decoded in the block. Pillow's errors become UserErrors that begin with ``name``."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats) as image:
             yield image
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image that can be read; those are {', '.join(formats)}") from None
