@@ -104,7 +104,8 @@ def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any],
 
 
 TEST_FLAGS = ("limit", "data_path", "batch_size", "masks_only")
-PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "overwrite", "pixel_limit")
+PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "no_flip_average", "no_second_look", "overwrite")
+PHOTO_FLAGS += ("pixel_limit",)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -130,6 +131,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--recursive", action="store_true", help="take the folders below a folder too")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
+    add("--no_flip_average", action="store_true", help="photos only once, not mirrored too: faster")
+    add("--no_second_look", action="store_true", help="do not predict again around the pet that was found: faster")
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--pixel_limit", type=cli.megapixels, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
     args = parse_scoring_args(parser, argv)
@@ -202,7 +205,9 @@ def main(argv: list[str] | None = None) -> None:
         set_pixel_limit(args.pixel_limit)
         output = args.output or OUTPUTS / "photos"
         options = PhotoOptions(output, args.write, args.threshold, args.largest_only, args.overwrite, args.recursive)
-        cut_out_photos(args.input, path, Predictor(state, device, args.flip_average, args.image_size), options)
+        flips, second_look = not args.no_flip_average, not args.no_second_look
+        predictor = Predictor(state, device, flips, args.image_size, second_look=second_look)
+        cut_out_photos(args.input, path, predictor, options)
         return
     options = ScoringOptions(
         args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average

@@ -29,6 +29,7 @@ from models import build_network
 from models.blocks import pad_to_multiple
 from recipes import Config
 
+MARGIN = 0.05  # around the pet in the second look, in parts of its height and width
 SMALL_WEIGHTS = REPO / "weights" / "small.pth"
 Image = np.ndarray | str | Path  # (H, W, 3) uint8 RGB, or an image file
 
@@ -40,6 +41,8 @@ class Predictor:
         config: of the run that trained it; ``config.image_size`` is the size that ``__call__`` and ``masks`` resize to.
         source_side: the largest height or width of the training images as stored, in pixels; None if it is not known.
         flip_average: predict the mirrored image too, and average the logits (test-time augmentation).
+        second_look: in ``__call__``, ``masks`` and ``predict``: predict again what lies around the pet that was found,
+            larger, and average the logits there.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Predictor:
         flip_average: bool = False,
         image_size: int | None = None,
         precision: torch.dtype | None = None,
+        second_look: bool = False,
     ) -> None:
         """Load a checkpoint.
 
@@ -67,7 +71,7 @@ class Predictor:
         self.device = choose_device(device) if isinstance(device, str) else device
         self.precision = precision or choose_precision(config.precision, self.device)
         self.source_side: int | None = state.get("source_side")
-        self.flip_average = flip_average
+        self.flip_average, self.second_look = flip_average, second_look
         self.normalise = Normalise(config.mean, config.std).to(self.device)
         model = state["model"]  # weights, or the network of ``from_model``
         if not isinstance(model, nn.Module):
@@ -119,10 +123,20 @@ class Predictor:
         """``__call__`` for many images, in order; they are read a batch at a time."""
         images = iter(images)
         while batch := list(map(load_photo, islice(images, batch_size))):
-            stacked = np.stack([self._resize(image) for image in batch])
-            pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()  # (N, 3, S, S)
-            for image, logits in zip(batch, self.logits(pixels)[:, 0].cpu().numpy(), strict=True):
-                yield torch.from_numpy(resize_logits(logits, *image.shape[:2])).sigmoid_().numpy()
+            found = self._logits_at_own_size(batch)
+            if self.second_look:
+                boxes = [box_around(logits > 0) for logits in found]
+                again = self._logits_at_own_size([image[box] for image, box in zip(batch, boxes, strict=True)])
+                for logits, box, closer in zip(found, boxes, again, strict=True):
+                    logits[box] = (logits[box] + closer) / 2
+            for logits in found:
+                yield torch.from_numpy(logits).sigmoid_().numpy()
+
+    def _logits_at_own_size(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        stacked = np.stack([self._resize(image) for image in images])
+        pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+        logits = self.logits(pixels)[:, 0].cpu().numpy()
+        return [resize_logits(one, *image.shape[:2]) for one, image in zip(logits, images, strict=True)]
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) to the network's (S, S, 3), as sharp as the training images at most."""
@@ -133,7 +147,7 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """SHA-256 of all that a prediction depends on besides the image."""
-        config, options = self.config, (self.source_side, self.flip_average, self.precision)
+        config, options = self.config, (self.source_side, self.flip_average, self.second_look, self.precision)
         facts = (config.network, config.mean, config.std, config.image_size, *options)
         digest = hashlib.sha256(repr(facts).encode())
         for value in self.model.state_dict().values():
@@ -150,6 +164,16 @@ def load_photo(photo: Image) -> np.ndarray:
     shape, dtype = getattr(photo, "shape", ""), getattr(photo, "dtype", "")
     found = f"{type(photo).__name__} {shape} {dtype}".strip()
     raise ValueError(f"expected an image file, or an RGB array (height, width, 3) of uint8; got {found}")
+
+
+def box_around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a mask, (H, W) bool, with a margin; all of them if it is empty."""
+    height, width = mask.shape
+    x, y, columns, rows = cv2.boundingRect(mask.astype(np.uint8))
+    if not rows:
+        return slice(height), slice(width)
+    down, across = round(MARGIN * rows), round(MARGIN * columns)
+    return slice(max(0, y - down), y + rows + down), slice(max(0, x - across), x + columns + across)
 
 
 def resize_logits(logits: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -311,3 +311,17 @@ def test_standard_input_to_standard_output_needs_no_run_but_a_checkpoint(tmp_pat
     with Image.open(io.BytesIO(done.stdout)) as cutout:
         assert (cutout.format, cutout.mode, cutout.size) == ("PNG", "RGBA", (50, 40))
     assert b"lab2.UNet" in done.stderr
+
+
+def test_specks_and_holes_go_and_a_gap_at_the_border_stays() -> None:
+    probs = np.zeros((60, 60), np.float32)
+    probs[10:50, 0:40] = 0.9  # the pet, at the border
+    probs[20:24, 20:24] = 0.1  # a hole
+    probs[30:34, 0:4] = 0.1  # background between its legs, at the border
+    probs[55:58, 55:58] = 0.9  # a speck
+    probs[2:9, 45:59] = 0.9  # another animal
+    expected = probs > 0.5
+    expected[20:24, 20:24], expected[55:58, 55:58] = True, False
+    np.testing.assert_array_equal(photos.clean_mask(probs, PhotoOptions(Path())), expected)
+    expected[2:9, 45:59] = False
+    np.testing.assert_array_equal(photos.clean_mask(probs, PhotoOptions(Path(), largest_only=True)), expected)

@@ -205,3 +205,26 @@ class SharedConvolution(nn.Module):
 def test_a_network_that_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
     model = shake_norms(build()).eval()
     assert fold_batchnorm(model) is model
+
+
+def test_the_second_look_averages_the_logits_around_the_pet() -> None:
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 60, (90, 120, 3), np.uint8)
+    image[30:60, 50:80] += 150  # bright: the pet
+    model = nn.Sequential(nn.AvgPool2d(5, 1, 2), nn.Conv2d(3, 1, 1))
+    nn.init.ones_(model[1].weight)
+    config = Config("UNet", image_size=64)
+    once, twice = (Predictor.from_model(model, config, torch.device("cpu"), torch.float32) for _ in range(2))
+    twice.second_look = True
+
+    def logits(pixels: np.ndarray) -> np.ndarray:
+        return np.log(once(pixels)) - np.log1p(-once(pixels))
+
+    rows, columns = np.nonzero(once(image) > 0.5)
+    down, across = round(0.05 * (np.ptp(rows) + 1)), round(0.05 * (np.ptp(columns) + 1))
+    box = np.s_[rows.min() - down : rows.max() + 1 + down, columns.min() - across : columns.max() + 1 + across]
+    expected = logits(image)
+    expected[box] = (expected[box] + logits(image[box])) / 2
+    np.testing.assert_allclose(twice(image), 1 / (1 + np.exp(-expected)), atol=1e-4)
+    assert not np.allclose(twice(image), once(image), atol=1e-2)
+    assert np.isfinite(twice(np.zeros_like(image))).all()  # nothing found
