@@ -155,7 +155,7 @@ def _fingerprint(names: list[str], pixels: np.ndarray) -> str:
 
 def _hash_files(root: Path, names: list[str]) -> str:
     """Hash all that the decoded pixels depend on, without reading the files."""
-    digest = hashlib.sha256(b"decoder 4")
+    digest = hashlib.sha256(b"decoder 5")
     for name in names:
         for path in (image_path(root, name), trimap_path(root, name)):
             try:

@@ -194,6 +194,15 @@ def test_resizing_is_centred(height: int, width: int) -> None:
             assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_stripes_do_not_alias_where_the_other_side_grows(transpose: bool) -> None:
+    stripes = np.zeros((200, 3000, 3), np.uint8)
+    stripes[:, ::2] = 255
+    if transpose:
+        stripes = np.ascontiguousarray(stripes.transpose(1, 0, 2))
+    assert resize_image(stripes, 256, 256).std() < 5
+
+
 def test_threads_keep_the_order_and_run_little_ahead() -> None:
     begun = []
 

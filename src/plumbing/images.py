@@ -153,14 +153,15 @@ def read_bytes(path: Path) -> bytes:
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize (H, W, 3) to (height, width, 3): bilinear, or the mean over the area when shrinking to less than half.
 
-    Down to half, two neighbours leave no pixel out, and OpenCV is much faster so.
+    Down to half, two neighbours leave no pixel out, and OpenCV is much faster so. Bilinear resizing in a direction that
+    shrinks more would alias, also where the other one grows.
     """
+    if 2 * height < image.shape[0] or 2 * width < image.shape[1]:
+        smaller = min(width, image.shape[1]), min(height, image.shape[0])
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     if image.shape[:2] == (height, width):
         return image
-    skips = 2 * height < image.shape[0] or 2 * width < image.shape[1]
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks and skips else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=interpolation)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], ahead: int = 64) -> Iterator[Any]:
