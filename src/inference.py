@@ -5,6 +5,7 @@ python src/inference.py --input photo.jpg
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -104,7 +105,16 @@ def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any],
 
 
 TEST_FLAGS = ("limit", "data_path", "batch_size", "masks_only")
-PHOTO_FLAGS = ("write", "recursive", "threshold", "largest_only", "no_flip_average", "no_second_look", "overwrite")
+PHOTO_FLAGS = (
+    "write",
+    "recursive",
+    "threshold",
+    "largest_only",
+    "matting",
+    "no_flip_average",
+    "no_second_look",
+    "overwrite",
+)
 PHOTO_FLAGS += ("pixel_limit",)
 
 
@@ -131,6 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--recursive", action="store_true", help="take the folders below a folder too")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
+    add("--matting", action="store_true", help="cut out with fur and whiskers; slower; needs pymatting")
     add("--no_flip_average", action="store_true", help="photos only once, not mirrored too: faster")
     add("--no_second_look", action="store_true", help="do not predict again around the pet that was found: faster")
     add("--overwrite", action="store_true", help="replace results that are there")
@@ -142,6 +153,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.write = tuple(dict.fromkeys(",".join(args.write).split(",")))  # PowerShell splits at commas
     if not set(args.write) <= set(PRODUCTS):
         parser.error(f"--write takes {', '.join(PRODUCTS)}, with commas between")
+    if args.matting and not importlib.util.find_spec("pymatting"):
+        parser.error("--matting needs pymatting: pip install pymatting")
     if "-" in (args.input or []) and len(args.input) > 1:
         parser.error("--input - takes one photo, and no other inputs")
     return args
@@ -204,7 +217,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.input:
         set_pixel_limit(args.pixel_limit)
         output = args.output or OUTPUTS / "photos"
-        options = PhotoOptions(output, args.write, args.threshold, args.largest_only, args.overwrite, args.recursive)
+        options = PhotoOptions(
+            output, args.write, args.threshold, args.largest_only, args.matting, args.overwrite, args.recursive
+        )
         flips, second_look = not args.no_flip_average, not args.no_second_look
         predictor = Predictor(state, device, flips, args.image_size, second_look=second_look)
         cut_out_photos(args.input, path, predictor, options)

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from matting import matte
 from predictor import Predictor
 from report import overlay
 
@@ -45,6 +46,7 @@ class PhotoOptions:
     write: tuple[str, ...] = ("mask", "cutout")  # of PRODUCTS
     threshold: float = 0.5  # a pixel is pet above this probability
     largest_only: bool = False  # keep only the largest connected part of the mask
+    matting: bool = False  # cut out with a soft alpha, by matting.py
     overwrite: bool = False
     recursive: bool = False  # search subfolders too
 
@@ -254,7 +256,7 @@ def write_results(job: Job, probs: np.ndarray, options: PhotoOptions) -> int:
     draw = {
         "mask": lambda: mask.astype(np.uint8) * 255,
         "overlay": lambda: overlay(rgba[..., :3], mask),
-        "cutout": lambda: cut_out(rgba, mask),
+        "cutout": lambda: matte(rgba, probs, mask) if options.matting else cut_out(rgba, mask),
         "probability": lambda: np.round(probs * 255).astype(np.uint8),
     }
     for product in job.products:
@@ -335,8 +337,10 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
 def cut_out_stream(predictor: Predictor, options: PhotoOptions) -> None:
     """Read one photo from standard input, and write its cut-out as PNG to standard output."""
     rgba, profile = decode_photo_and_profile(sys.stdin.buffer.read(), "standard input")
-    mask = clean_mask(predictor(rgba[..., :3]), options)
-    sys.stdout.buffer.write(encode_png(cut_out(rgba, mask), profile_chunk(profile)))
+    probs = predictor(rgba[..., :3])
+    mask = clean_mask(probs, options)
+    cutout = matte(rgba, probs, mask) if options.matting else cut_out(rgba, mask)
+    sys.stdout.buffer.write(encode_png(cutout, profile_chunk(profile)))
     sys.stdout.buffer.flush()
 
 

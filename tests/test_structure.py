@@ -11,7 +11,7 @@ SRC = {name.removesuffix("/__init__").replace("/", "."): path for name, path in 
 SOURCES = [*SRC.values(), REPO / "hubconf.py", *(REPO / "tools").glob("*.py"), *(REPO / "benchmarks").glob("*.py")]
 LAYERS = [  # each imports from its own and from earlier ones only
     *("plumbing", "trimap", "augment", "models", "losses", "oxford_pet", "split", "recipes", "checkpoint", "engine"),
-    *("predictor", "metrics", "report", "run", "train", "photos", "evaluate", "compare", "inference"),
+    *("predictor", "metrics", "report", "run", "train", "matting", "photos", "evaluate", "compare", "inference"),
 ]
 HEART = (
     "oxford_pet",
