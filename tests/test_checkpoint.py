@@ -40,7 +40,8 @@ def test_round_trip(tiny_network: None, tmp_path: Path) -> None:
 
 
 def test_the_bundled_weights_can_be_read() -> None:
-    assert load_checkpoint(SMALL_WEIGHTS)["config"].network == "ResNet34_UNet_small"
+    state = load_checkpoint(SMALL_WEIGHTS)
+    assert (state["config"].network, state["config"].boundary) == ("ResNet34_UNet_medium", "middle")
 
 
 def test_a_full_disk_raises_the_systems_error(
