@@ -65,9 +65,13 @@ def unet(weights: str | None = None) -> "nn.Module":
     return _load("UNet", weights)
 
 
-def resnet34_unet(weights: str | None = None) -> "nn.Module":
-    """ResNet34_UNet, a ResNet-34 encoder with a U-Net decoder; otherwise as ``unet``."""
-    return _load("ResNet34_UNet", weights)
+def resnet34_unet(weights: str | None = None, pretrained: str = "") -> "nn.Module":
+    """ResNet34_UNet, a ResNet-34 encoder with a U-Net decoder; otherwise as ``unet``.
+
+    Args:
+        pretrained: ``imagenet``, or a file of torchvision's resnet34: the encoder's weights, as in training.
+    """
+    return _load("ResNet34_UNet", weights, pretrained)
 
 
 def resnet34_unet_small(weights: str | None = None) -> "nn.Module":
@@ -75,9 +79,9 @@ def resnet34_unet_small(weights: str | None = None) -> "nn.Module":
     return _load("ResNet34_UNet_small", weights)
 
 
-def unet_plus_plus(weights: str | None = None) -> "nn.Module":
-    """UNet++ with a ResNet-34 encoder (Zhou et al., 2020); otherwise as ``unet``."""
-    return _load("UNetPlusPlus", weights)
+def unet_plus_plus(weights: str | None = None, pretrained: str = "") -> "nn.Module":
+    """UNet++ with a ResNet-34 encoder (Zhou et al., 2020); otherwise as ``resnet34_unet``."""
+    return _load("UNetPlusPlus", weights, pretrained)
 
 
 def segformer(weights: str | None = None) -> "nn.Module":
@@ -95,14 +99,16 @@ def predictor(checkpoint: str, **options: typing.Any) -> "Predictor":
         return Predictor(existing_path(str(checkpoint)), **options)
 
 
-def _load(network: str, weights: str | None) -> "nn.Module":
+def _load(network: str, weights: str | None, pretrained: str = "") -> "nn.Module":
     with _our_modules():
         from plumbing.cli import UserError, existing_path
 
-        from checkpoint import load_checkpoint
+        from checkpoint import load_checkpoint, pretrained_encoder
         from models import build_network
 
         model = build_network(network).eval()
+        if pretrained:
+            model.encoder.load_state_dict(pretrained_encoder(network, pretrained))
         if weights is not None:
             state = load_checkpoint(existing_path(str(weights)))
             if state["config"].network != network:

@@ -1,6 +1,6 @@
 """Peers to compare with: a plain training loop, the U-Net of segmentation_models_pytorch, the study's own networks.
 
-As a script, it runs src/train.py or src/evaluate.py with these networks and recipes registered:
+As a script, it runs src/train.py or src/evaluate.py with these networks registered:
 python benchmarks/peers.py train --model smp.Unet --epochs 10
 """
 
@@ -10,19 +10,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 
 from plumbing.cli import ArgumentParser, UserError, run_script
 
 import torch
 from torch import Tensor, nn
 
-from augment import Augmentation
 from models import NETWORKS, build_network, lab3
 from oxford_pet import evenly_spaced, load_dataset
-from recipes import RECIPES, Config
 
-# ---------------------------------------------------------------------------------------------- networks and recipes
+# ---------------------------------------------------------------------------------------------- networks
 
 
 def smp_unet() -> nn.Module:
@@ -48,22 +45,12 @@ class OwnNorms(lab3.ResNet34UNet):
                 block.norm = nn.Identity()
 
 
-def lab2_unaugmented(network: str) -> Config:
-    return replace(RECIPES["lab2"](network), recipe="lab2-unaugmented", augmentation=Augmentation())
-
-
-def lab3_bce(network: str) -> Config:
-    return replace(RECIPES["lab3"](network), recipe="lab3-bce", loss="bce", score_train=False, export_weights=False)
-
-
 PEER_NETWORKS: dict[str, Callable[[], nn.Module]] = {"smp.Unet": smp_unet, "study.OwnNorms": OwnNorms}
-PEER_RECIPES: dict[str, Callable[[str], Config]] = {"lab2-unaugmented": lab2_unaugmented, "lab3-bce": lab3_bce}
 
 
 def register() -> None:
-    """Add them to NETWORKS and RECIPES of this process."""
+    """Add them to NETWORKS of this process."""
     NETWORKS.update(PEER_NETWORKS)
-    RECIPES.update(PEER_RECIPES)
 
 
 # ---------------------------------------------------------------------------------------------- the plain loop
@@ -118,8 +105,7 @@ class PlainLoop:
 
 
 def main(argv: list[str] | None = None) -> None:
-    names = ", ".join([*PEER_NETWORKS, *PEER_RECIPES])
-    parser = ArgumentParser(f"Run src/train.py or src/evaluate.py with these networks and recipes registered: {names}")
+    parser = ArgumentParser(f"Run src/train.py or src/evaluate.py with these networks: {', '.join(PEER_NETWORKS)}")
     parser.add_argument("script", choices=("train", "evaluate"), help="which of the two")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="its flags")
     args = parser.parse_args(argv)

@@ -25,10 +25,11 @@ import torch
 import train
 from checkpoint import checkpoint_path, load_checkpoint
 from oxford_pet import DATASET, find_root
-from peers import PEER_NETWORKS, PEER_RECIPES, register
-from recipes import Config, resolve_config
+from peers import PEER_NETWORKS, register
+from recipes import Config
 from record import RESULTS, write_json
 from report import read_history
+from settings import resolve_config
 from study_page import SCORES, write_page
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}  # name in rows and tables: name in evaluate.py
@@ -54,8 +55,8 @@ class Entry:
         return self.system if self.config.seed == 0 else f"{self.system}-seed{self.config.seed}"
 
     def command(self, script: str) -> list[str]:
-        """How to start train.py or evaluate.py; peers.py registers networks and recipes that src does not know."""
-        if self.config.network in PEER_NETWORKS or self.config.recipe in PEER_RECIPES:
+        """How to start train.py or evaluate.py; peers.py registers networks that src does not know."""
+        if self.config.network in PEER_NETWORKS:
             return [sys.executable, str(REPO / "benchmarks" / "peers.py"), script]
         return [sys.executable, str(REPO / "src" / f"{script}.py")]
 
@@ -89,7 +90,7 @@ def parse_entry(system: str, minutes: str, flags: list[str]) -> Entry:
     args = train.parse_args([*flags, "--name", system])
     if args.resume or args.overwrite or args.init_from or args.load_model_epoch:
         raise UserError(f"{system} of the queue: its flags cannot say how the run starts")
-    config, root = resolve_config(args.model, args.typed), find_root(args.data_path or DATASET)
+    config, root = resolve_config(args.model, args.typed, base=args.base), find_root(args.data_path or DATASET)
     return Entry(system, float(minutes), flags, config, root, args.threads or torch.get_num_threads())
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plumbing.cli import REPO, UserError, shell
+from plumbing.cli import REPO, UserError, existing_path, shell
 from plumbing.files import atomic_write
 
 import cv2
@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from models import NETWORKS
+from models.resnet34_unet import ResNet34Encoder
 from oxford_pet import DATASET
 from recipes import RECIPES, Config
 
@@ -159,6 +160,42 @@ def verified_copy(path: Path) -> io.BytesIO:
             target.writestr(name, archive.read(name))
     copy.seek(0)
     return copy
+
+
+def pretrained_encoder(network: str, source: str) -> dict[str, Tensor]:
+    """The ImageNet weights of torchvision's ResNet-34, as a state dict of ``ResNet34Encoder``.
+
+    Args:
+        network: a key of ``NETWORKS``.
+        source: a file of ``torchvision.models.resnet34``; ``imagenet`` downloads IMAGENET1K_V1, once.
+
+    Raises:
+        UserError: the network has no such encoder; the weights cannot be downloaded or are others.
+    """
+    with torch.device("meta"):
+        encoder = getattr(NETWORKS[network](), "encoder", None)
+    if not isinstance(encoder, ResNet34Encoder) or encoder.widths != ResNet34Encoder().widths:
+        raise UserError(f"--pretrained is for ResNet34_UNet and UNetPlusPlus, not for {network}")
+    from torchvision.models import ResNet34_Weights, resnet34
+
+    weights, path = ResNet34_Weights.IMAGENET1K_V1, existing_path(source)
+    if source == "imagenet":
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        try:
+            weights.get_state_dict(check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot download {weights.url} ({error}); put it into {path.parent}") from error
+    if not path.is_file():
+        raise UserError(f"--pretrained: no file {path}; torchvision's weights are {weights.url}")
+    with torch.device("meta"):
+        model = resnet34()
+    try:
+        model.load_state_dict(read_plain_data(path), assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not hold the weights of torchvision's resnet34: {reason}") from error
+    values = [value for name, value in model.state_dict().items() if not name.startswith("fc.")]
+    return dict(zip(encoder.state_dict(), values, strict=True))
 
 
 def recognise(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:

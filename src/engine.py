@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from plumbing.cli import memory_format
+from plumbing.cli import UserError, memory_format
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,28 @@ class EMA:
                 total, squares, images = torch.stack(sums[norm]).sum(0)
                 norm.running_mean.copy_(total / images)
                 norm.running_var.copy_(squares / images - norm.running_mean.square())
+
+
+def try_network(config: Config, device: torch.device) -> None:
+    """Try the network and the loss on two images, before the data is read.
+
+    Raises:
+        UserError: the network returns other shapes than training needs, or the loss no scalar.
+    """
+    model, side = build_network(config.network).to(device), config.image_size_at(1)
+    outputs = model(torch.zeros(2, 3, side, side, device=device))
+    for logits in outputs if isinstance(outputs, list | tuple) else [outputs]:
+        found = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+        if found != (2, 1, side, side):
+            raise UserError(
+                f"{config.network} turns (2, 3, {side}, {side}) images into {found}; training needs logits of "
+                f"(2, 1, {side}, {side}), or a list of such logits"
+            )
+        target = torch.zeros(2, 1, side, side, device=device, dtype=torch.bool)
+        loss = LOSSES[config.loss](logits, target, ~target)
+        if getattr(loss, "shape", None) != ():
+            shape = tuple(getattr(loss, "shape", ())) or type(loss).__name__
+            raise UserError(f"the loss {config.loss} returns {shape}; training needs a scalar tensor")
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:

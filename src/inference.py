@@ -34,6 +34,7 @@ from photos import (
 )
 from predictor import SMALL_WEIGHTS, Predictor
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
+from rle import write_rle
 from trimap import target_and_weight
 
 LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
@@ -127,6 +128,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=cli.new_path,
         help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
+    parser.add_argument("--rle", type=cli.new_path, metavar="FILE.csv", help="write the masks as Kaggle takes them too")
     add = parser.add_argument_group(
         "photos", "cut the pet out of photos of your own; no data set is needed"
     ).add_argument
@@ -155,17 +157,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--write takes {', '.join(PRODUCTS)}, with commas between")
     if args.matting and not importlib.util.find_spec("pymatting"):
         parser.error("--matting needs pymatting: pip install pymatting")
-    if "-" in (args.input or []) and len(args.input) > 1:
-        parser.error("--input - takes one photo, and no other inputs")
+    if "-" in (args.input or []) and (len(args.input) > 1 or args.rle):
+        parser.error("--input - takes one photo, and no other inputs or outputs")
+    if args.rle and "mask" not in args.write:
+        parser.error("--rle needs the masks: add mask to --write")
     return args
 
 
-def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options: PhotoOptions) -> None:
+def cut_out_photos(
+    inputs: list[str], path: Path, predictor: Predictor, options: PhotoOptions, rle: Path | None
+) -> None:
     """Cut the pet out of photos.
 
     Args:
         inputs: of ``--input``.
         path: the checkpoint's file.
+        rle: CSV file for all masks; not written if a photo fails.
     """
     is_stream = inputs == ["-"]
     photos = [] if is_stream else find_photos(inputs, options)
@@ -182,14 +189,20 @@ def cut_out_photos(inputs: list[str], path: Path, predictor: Predictor, options:
         for folder in {result_path(photo, "mask", options).parent for photo in photos}:
             remove_stale_temp_files(folder, *(f"*_{product}.png" for product in PRODUCTS))
         errors = predict_photos(predictor, photos, options)
+        if rle and not errors:
+            write_rle(rle, {photo.target.as_posix(): result_path(photo, "mask", options) for photo in photos})
     if errors:
         sys.exit(1)
 
 
 def predict_test_split(
     path: Path, state: dict[str, Any], device: torch.device, options: ScoringOptions, output: Path, masks_only: bool
-) -> None:
-    """Score the test split, as ``score_checkpoint``, and write its masks, overlays, contact sheet and page."""
+) -> list[str]:
+    """Score the test split, as ``score_checkpoint``, and write its masks, overlays, contact sheet and page.
+
+    Returns:
+        The images' names.
+    """
     started = time.monotonic()
     thumbnails: dict[str, Any] | None = None if masks_only else {}
     with locked(output.parent / f".{output.name}.lock"):
@@ -204,10 +217,11 @@ def predict_test_split(
             started = time.monotonic()
             page = write_page(output, report, thumbnails, path.parent)
             print(f"wrote the page {page} ({page.stat().st_size / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s")
-    names = {row["name"] for row in report["per_image"]}
+    names = [row["name"] for row in report["per_image"]]
     stale = [path.name for path in output.glob("*_mask.png") if path.name.removesuffix("_mask.png") not in names]
     if stale:
         print(f"note: {output} still holds {plural(len(stale), 'mask')} of other images, {min(stale)} first")
+    return names
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -222,12 +236,15 @@ def main(argv: list[str] | None = None) -> None:
         )
         flips, second_look = not args.no_flip_average, not args.no_second_look
         predictor = Predictor(state, device, flips, args.image_size, second_look=second_look)
-        cut_out_photos(args.input, path, predictor, options)
+        cut_out_photos(args.input, path, predictor, options, args.rle)
         return
     options = ScoringOptions(
         args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average
     )
-    predict_test_split(path, state, device, options, args.output or OUTPUTS / args.name, args.masks_only)
+    output = args.output or OUTPUTS / args.name
+    names = predict_test_split(path, state, device, options, output, args.masks_only)
+    if args.rle:
+        write_rle(args.rle, {name: output / f"{name}_mask.png" for name in names})
 
 
 if __name__ == "__main__":

@@ -63,29 +63,29 @@ class Config:
     network: str  # a key of models.NETWORKS
     recipe: str = "default"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet's red, green, blue; 0 to 255
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # of each channel
     augmentation: Augmentation = field(default_factory=Augmentation)
     ramp_epochs: int = 1  # until the augmentation has its full strength; flips always have
-    loss: str = "bce_dice"  # a key of losses.LOSSES
-    optimizer: str = "adamw"  # a key of OPTIMIZERS
+    loss: str = "bce_dice"  # losses.py
+    optimizer: str = "adamw"  # sgd has a momentum of 0.9
     learning_rate: float = 2e-3  # peak
     weight_decay: float = 0.02  # not for BatchNorm and biases
-    schedule: str = "cosine"  # one of SCHEDULES; cosine: half a cosine to 0; exponential: a factor each epoch
+    schedule: str = "cosine"  # cosine: half a cosine to 0; exponential: a factor each epoch
     warmup: float = 0.05  # fraction of all steps; linear from 0
     decay: float = 0.99  # factor of the exponential schedule
     ema_steps: int = 400  # EMA horizon = min(ema_steps, step / 10); 0: no EMA
-    epochs: int = 200
-    # Progressive resizing: pairs (until this fraction of the epochs, divide the image size by this).
-    progressive: tuple[tuple[float, int], ...] = ()
-    batch_size: int = 16
+    epochs: int = 200  # times that each training image is seen
+    progressive: tuple[tuple[float, int], ...] = ()  # pairs (until this fraction of the epochs, divide image_size by)
+    batch_size: int = 16  # images a step, over all processes
+    pretrained: str = ""  # start the encoder from these weights: imagenet, or a file; empty: from scratch
     score_train: bool = False  # after each epoch, score the training images too
     export_weights: bool = False  # at the end, also write the final weights alone
     image_size: int = 256  # pixels of height and width
-    boundary: str = "pet"  # what the trimap's boundary counts as, one of trimap.BOUNDARIES
+    boundary: str = "pet"  # what the trimap's boundary counts as (trimap.py)
     seed: int = 0  # of weights, order and augmentation
     limit: int | None = None  # number of images of each split, evenly spaced
     train_images: int | None = None  # number of training images, evenly spaced
-    precision: str = "auto"  # auto, bf16 or fp32
+    precision: str = "auto"  # dtype of the forward pass
     stop_at_dice: float | None = None  # end the run at this validation Dice
 
     def __post_init__(self) -> None:
@@ -93,9 +93,10 @@ class Config:
             for name, kind in type(owner).__annotations__.items():
                 value = getattr(owner, name)
                 if not is_possible(name, kind, value):
-                    choices = f"; there are {', '.join(CHOICES[name])}" if name in CHOICES else ""
-                    raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}{choices}")
-        object.__setattr__(self, "progressive", tuple(map(tuple, self.progressive)))  # JSON has lists
+                    raise UserError(f"recipe {self.recipe!r}: {name} cannot be {value!r}{possible_values(name)}")
+        for name in ("mean", "std"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "progressive", tuple(map(tuple, self.progressive)))
         if self.batch_size * (self.image_size_at(1) // 32) ** 2 < 2:
             raise UserError("a batch of 1 below 64x64 pixels leaves BatchNorm a single value; take 2 or more")
 
@@ -141,6 +142,8 @@ def is_possible(name: str, kind: Any, value: Any) -> bool:
     """True if the field ``name`` of ``Config`` or ``Augmentation``, of type ``kind``, can have this value."""
     if name in CHOICES:
         return isinstance(value, str) and value in CHOICES[name]
+    if isinstance(value, bool):  # an int in Python
+        return kind is bool
     lowest, highest = RANGES.get(name, (0, 0))
     try:
         if name == "progressive":
@@ -152,6 +155,13 @@ def is_possible(name: str, kind: Any, value: Any) -> bool:
     if value is None or name not in RANGES:
         return isinstance(value, (kind, int) if kind is float else kind)  # an int may stand for a float
     return isinstance(value, (kind, int)) and lowest <= value <= highest
+
+
+def possible_values(name: str) -> str:
+    """The values of a field, for an error message; empty if neither a list nor a range says them."""
+    if name in CHOICES:
+        return f"; there are {', '.join(CHOICES[name])}"
+    return "; it can be {:g} to {:g}".format(*RANGES[name]) if name in RANGES else ""
 
 
 # ---------------------------------------------------------------------------------------------- the recipes
@@ -259,34 +269,6 @@ def check_network(config: Config, network: str, what: str) -> None:
         raise UserError(f"{what} holds the network {config.network}, not what --model {network} stands for")
 
 
-def resolve_config(
-    network: str, typed: dict[str, Any], start: dict[str, Any] | None = None, exactly: bool = False
-) -> Config:
-    """The run's config: a typed value precedes the checkpoint's, that precedes the recipe's.
-
-    Args:
-        typed: fields of Config.
-        start: the checkpoint of the run that goes on; None for a new run.
-        exactly: the run is resumed.
-
-    Raises:
-        UserError: what was typed contradicts the run.
-    """
-    if start is None:
-        return dataclasses.replace(RECIPES[typed.get("recipe", "default")](network), **typed)
-    old: Config = start["config"]
-    if start["epoch"] is None:
-        raise UserError("the file holds weights alone: only --init_from can start from it")
-    check_network(old, network, "the run")
-    fixed = typed.keys() - {"stop_at_dice"} if exactly else typed.keys() & {"recipe", "image_size", "boundary", "limit"}
-    changed = [key for key in sorted(fixed) if typed[key] != getattr(old, key)]
-    if changed:
-        values = ", ".join(f"--{key} changed from {getattr(old, key)} to {typed[key]}" for key in changed)
-        more = "continue from the weights: --load_model_epoch final or N" if exactly else "start a new run: --init_from"
-        raise UserError(f"cannot {'resume' if exactly else 'continue'}: {values}. Leave that out, or {more}")
-    config = dataclasses.replace(old, **typed)
-    if start["epoch"] >= config.epochs:
-        raise UserError(f"all {config.epochs} epochs are done; to train more: --load_model_epoch final --epochs MORE")
-    if start["scores"].get("valid_dice", 0.0) >= (config.stop_at_dice or math.inf):
-        raise UserError(f"--stop_at_dice {config.stop_at_dice} is reached; to train more: --stop_at_dice HIGHER")
-    return config
+def network_of(config: Config) -> str:
+    """The network as ``--model`` names it: ``UNet`` for report lab2's own, ``lab2.UNet``."""
+    return config.network.removeprefix(f"{config.recipe}.")

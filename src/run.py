@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from tqdm import tqdm
 
 from checkpoint import FORMAT, checkpoint_path, provenance, save_checkpoint
 from models import build_network, count_parameters, network_names
-from recipes import Config
-from report import curves, draw_curves, render_page, training_facts, write_arrays, write_history
-from split import Split, targets_lost
+from recipes import Config, network_of
+from report import curves, draw_curves, overlay, render_page, training_facts, write_arrays, write_history
+from split import Split, images_and_trimaps, targets_lost
 from trimap import target_and_weight
 
 FEW_IMAGES = 10  # of validation: fewer choose the best epoch by chance
@@ -39,7 +40,7 @@ FIXED_COST = 2800  # of an image beside its pixels, in pixels: R at 32x32 is 5 t
 class Run:
     """A run's folder ``saved_models/NAME``; of several ranks, only rank 0 writes."""
 
-    def __init__(self, folder: Path, trainer: Any) -> None:
+    def __init__(self, folder: Path, trainer: Any, log_tensorboard: bool = False) -> None:
         """
         Args:
             folder: its name is the run's, and the prefix of its files.
@@ -53,6 +54,7 @@ class Run:
         self.provenance = provenance()
         self.best: dict[str, Any] | None = None  # a checkpoint that the next save writes
         self.saved_at, self.published_at = time.monotonic(), -math.inf
+        self.log_tensorboard = log_tensorboard and not ranks.rank()
 
     @staticmethod
     def refuse_to_replace(folder: Path) -> None:
@@ -106,6 +108,11 @@ class Run:
         self.trainer.ema.model.load_state_dict(state["model"])
         self.trainer.model.load_state_dict(state["model"])
 
+    def init_encoder(self, weights: dict[str, torch.Tensor]) -> None:
+        """Start the encoder from ``checkpoint.pretrained_encoder``."""
+        for model in (self.trainer.ema.model, self.trainer.model):
+            model.encoder.load_state_dict(weights)
+
     def prepare_folder(self, is_new: bool) -> None:
         """Make the folder and write ``<name>_config.json``; a new run removes the files of an older one."""
         if ranks.rank():
@@ -118,6 +125,7 @@ class Run:
             for path in sorted(self.folder.glob(f"{self.name}_*"), key=lambda path: path.suffix == ".pth"):
                 if path.suffix in (".pth", ".npy", ".csv", ".png", ".json", ".html") and path != self.path("0"):
                     path.unlink()
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
         trainer = self.trainer
         content = {
             "config": trainer.config.to_dict(),
@@ -194,6 +202,26 @@ class Run:
 
     # ------------------------------------------------------------------------------------------ publish
 
+    @expendable("TensorBoard's log")
+    def log(self, row: dict[str, float]) -> None:
+        """With ``--tensorboard``, log an epoch's row and eight validation overlays, always of the same images."""
+        if not self.log_tensorboard:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer, epoch = self.trainer, int(row["epoch"])
+        order = torch.linspace(0, len(trainer.valid) - 1, min(8, len(trainer.valid))).round().long()
+        # A resumed run hides what a stopped one logged of later epochs.
+        with SummaryWriter(self.folder / "tensorboard", purge_step=epoch) as writer:
+            for name in row.keys() - {"epoch"}:
+                writer.add_scalar(name, row[name], epoch)
+            for pixels in trainer.valid.batches(order, 1, trainer.device):
+                images, _ = images_and_trimaps(pixels)
+                mask = trainer.predictor.logits(images)[0, 0] > 0
+                drawn = overlay(pixels[0, ..., :3].cpu().numpy(), mask.cpu().numpy())
+                writer.add_image(trainer.valid.names[int(order[0])], drawn, epoch, dataformats="HWC")
+                order = order[1:]
+
     @expendable("history, curves or page")
     def publish(self, at_end: bool = False) -> None:
         """Write the history and, at most every 30 s, the page; at the end the page and the curves."""
@@ -228,11 +256,6 @@ class Run:
 # ---------------------------------------------------------------------------------------------- what is printed
 
 
-def network_of(config: Config) -> str:
-    """The network as ``--model`` names it: ``UNet`` for report lab2's own, ``lab2.UNet``."""
-    return config.network.removeprefix(f"{config.recipe}.")
-
-
 def print_plan(config: Config, device: torch.device, precision: torch.dtype, folder: Path, root: Path) -> None:
     """Print what will be done, before anything that takes long."""
     with torch.device("meta"):
@@ -247,7 +270,7 @@ def print_plan(config: Config, device: torch.device, precision: torch.dtype, fol
         f"writes to {folder}\ndata {root}",
         flush=True,
     )
-    if config.progressive:
+    if len(stages) > 1:
         print(f"    progressive resizing, slower with each stage: {', '.join(stages)}")
     if device.type == "cpu" and config.image_size > 128:
         print("note: this takes hours to days on a CPU; faster: --recipe cpu, on data shrunk by tools/shrink_data.py")

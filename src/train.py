@@ -3,17 +3,15 @@
 python src/train.py --model R
 """
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 
 from plumbing import cli, ranks
-from plumbing.cli import PRECISIONS, ArgumentParser, UserError, choose_precision, run_script
+from plumbing.cli import UserError, choose_precision, run_script
 from plumbing.files import locked
 from plumbing.stop import Stopped, StopSignal
 
@@ -22,17 +20,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from augment import EpochPlan, Normalise, draw_epoch, recolour, warp
-from checkpoint import checkpoint_path, load_checkpoint
-from engine import EMA, Progress, cpu_unless_right, make_optimizer
+from checkpoint import checkpoint_path, load_checkpoint, pretrained_encoder
+from engine import EMA, Progress, cpu_unless_right, make_optimizer, try_network
 from losses import LOSSES
 from metrics import evaluate
-from models import build_network, network_names
+from models import build_network
 from oxford_pet import DATASET, download, find_root, training_data_path
 from predictor import Predictor
-from recipes import RECIPES, Config, resolve_config
+from recipes import Config
 from run import Run, print_data, print_end, print_epoch, print_plan
+from settings import parse_args, resolve_config
 from split import Split, images_and_trimaps, load_split
-from trimap import BOUNDARIES, target_and_weight
+from trimap import target_and_weight
 
 KEEP_EVERY = 50  # epochs between two checkpoints that stay (report lab2)
 EVAL_BATCH = 64  # largest evaluation batch; never above batch_size, which is known to fit
@@ -200,6 +199,7 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
             progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
             progress.loss_sum.zero_()
             print_epoch(trainer.config, row, is_best, first_epoch, time.monotonic() - started)
+            run.log(row)
             if is_best:
                 run.keep_as_best()
             if progress.epoch % KEEP_EVERY == 0:
@@ -220,46 +220,6 @@ def fit(trainer: Trainer, run: Run, save_every: float, stop: StopSignal) -> None
 
 
 # ---------------------------------------------------------------------------------------------- the script
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; ``typed`` holds the fields of Config that were typed, which precede a checkpoint's and a recipe's."""
-    recipe = RECIPES["default"]("UNet")
-    parser = ArgumentParser("Train a network to separate pets from the background.")
-    parser.add_run_options(network_names(), RECIPES)
-    add = parser.add_argument
-    data = DATASET.relative_to(cli.REPO)
-    add("--data_path", type=cli.existing_path, help=f"the data set's folder (default: {data}, downloaded if missing)")
-    add("--image_size", type=cli.image_size, help=f"pixels of height and width (default: {recipe.image_size})")
-    add("--epochs", type=cli.positive_int, help=f"(default: the recipe's, {recipe.epochs})")
-    add("--batch_size", type=cli.positive_int, help=f"images a step (default: the recipe's, {recipe.batch_size})")
-    add("--learning_rate", type=cli.positive_float, help=f"at its peak (default: the recipe's, {recipe.learning_rate})")
-    add("--train_images", type=cli.positive_int, help="number of training images, evenly spaced (default: all)")
-    add("--seed", type=cli.whole_number, help=f"of weights, order and augmentation (default: {recipe.seed})")
-    add("--precision", choices=PRECISIONS, help="auto takes bfloat16 where it is faster (default: auto)")
-    add("--boundary", choices=BOUNDARIES, help="what a trimap's boundary counts as, in loss and score (default: pet)")
-    add("--stop_at_dice", type=cli.fraction, metavar="D", help="end the run when the validation Dice reaches D, 0 to 1")
-    add("--save_every", type=cli.seconds, default=60.0, metavar="SECONDS", help="between two saves; 0: each epoch")
-    add("--compile", action="store_true", help="compile the network by torch.compile")
-    add("--overwrite", action="store_true", help="remove the run that is there, and start anew")
-    start = parser.add_mutually_exclusive_group().add_argument
-    start("--resume", action="store_true", help="go on with the run exactly where it stopped")
-    start("--init_from", type=cli.existing_path, metavar="FILE", help="start a new run from the weights of a file")
-    start(
-        "--load_model_epoch",
-        type=cli.which_checkpoint,
-        metavar="0|N|last|best|final",
-        help="report lab2's flag: last is --resume, 0 is --overwrite; others continue after that epoch, weights alone",
-    )
-    args = parser.parse_run_args(argv)
-    if not args.model:
-        parser.error("which network? --model U or --model R")
-    if args.overwrite and (args.resume or args.load_model_epoch not in (None, "0")):
-        parser.error("--overwrite starts anew, --resume and --load_model_epoch do not: give one of them")
-    args.resume |= args.load_model_epoch == "last"
-    args.overwrite |= args.load_model_epoch == "0"
-    args.typed = {one.name: vars(args)[one.name] for one in fields(Config) if vars(args).get(one.name) is not None}
-    return args
 
 
 def find_data(typed: Path | None, known: str | None) -> Path:
@@ -286,11 +246,15 @@ def main(argv: list[str] | None = None) -> None:
         if not start and not args.overwrite:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
         weights = load_checkpoint(args.init_from) if args.init_from and not start else None
-        config = resolve_config(args.model, args.typed, start, exactly)
+        config = resolve_config(args.model, args.typed, start, exactly, args.base)
         training = start.get("training") if exactly else None
         wanted = training.get("precision", config.precision) if isinstance(training, dict) else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
-        root = find_data(args.data_path, start and start["data_path"])
+        try_network(config, device)
+        encoder = None
+        if config.pretrained and not start:
+            encoder = ranks.broadcast(lambda: pretrained_encoder(config.network, config.pretrained))
+        root = find_data(args.data_path, start["data_path"] if start else args.data_of_base)
         print_plan(config, device, precision, folder, root)
         train = load_split(root, "train", config.image_size, config.train_images or config.limit)
         valid = load_split(root, "valid", config.image_size, config.limit)
@@ -301,11 +265,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.compile:
             trainer.forward = torch.compile(trainer.model, dynamic=False)
 
-        run = Run(folder, trainer)
+        run = Run(folder, trainer, args.tensorboard)
         if start:
             run.restore(start, exactly)
         elif weights:
             run.init_from(weights)
+        elif encoder:
+            run.init_encoder(encoder)
         with StopSignal() as stop:
             run.prepare_folder(is_new=not start)
             if not exactly:

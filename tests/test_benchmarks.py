@@ -34,9 +34,8 @@ from study_page import COMPARISONS, MARKER, REPORTED, size_table
 @pytest.fixture(autouse=True)
 def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered for one test only."""
-    for table, entries in ((NETWORKS, peers.PEER_NETWORKS), (RECIPES, peers.PEER_RECIPES)):
-        for name, value in entries.items():
-            monkeypatch.setitem(table, name, value)
+    for name, build in peers.PEER_NETWORKS.items():
+        monkeypatch.setitem(NETWORKS, name, build)
 
 
 @pytest.mark.parametrize("script", [gpu, networks, peers, readme_picture, soak, speed, study])
@@ -76,7 +75,7 @@ def start_queue(drawn_pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_queue_is_trained_scored_and_recorded(
     start_queue: Callable[..., list[str]], tiny_network: None, tmp_path: Path
 ) -> None:
-    lines = ["R 1 --model R --epochs 2", "claim 0.5 --model R --recipe lab3-bce --epochs 1 --seed 3"]
+    lines = ["R 1 --model R --epochs 2", "claim 0.5 --model R --recipe lab3 --loss bce --epochs 1 --seed 3"]
     assert start_queue(*lines) == ["train", *["evaluate"] * 4] * 2
     row, history = json.loads((tmp_path / "run-R.json").read_text()), read_history(tmp_path / "R" / "R_history.csv")
     scores = json.loads((tmp_path / "R" / "R_test_scores_flip.json").read_text())
@@ -87,7 +86,7 @@ def test_a_queue_is_trained_scored_and_recorded(
     assert {"recipe", "threads", "iou_set", "versions", "machine", "commit", "dice_by_boundary"} <= row.keys()
     assert {path.name for path in (tmp_path / "R").glob("*.pth")} == {"R_best.pth", "R_epoch_final.pth"}
     claim = json.loads((tmp_path / "run-claim-seed3.json").read_text())
-    assert (claim["system"], claim["seed"], claim["recipe"], claim["config"]["loss"]) == ("claim", 3, "lab3-bce", "bce")
+    assert (claim["system"], claim["seed"], claim["recipe"], claim["config"]["loss"]) == ("claim", 3, "lab3", "bce")
 
     assert start_queue(*lines) == []
     (tmp_path / "run-R.json").unlink()

@@ -15,6 +15,7 @@ from PIL import Image
 
 import inference
 from oxford_pet import image_path, read_split, trimap_path
+from rle import encode_rle
 from trimap import decode_trimap
 
 
@@ -99,6 +100,7 @@ def test_odd_data(trained: list[str], drawn_pets: Path, tmp_path: Path, capsys: 
         (["--input", "p.jpg", "--load_model_epoch", "final"], "which network?"),
         (["--input", "p.jpg", "--batch_size", "4"], "--batch_size goes without --input only"),
         (["--model", "R", "--threshold", "0.4"], "--threshold goes with --input only"),
+        (["--input", "p.jpg", "--rle", "a.csv", "--write", "cutout"], "--rle needs the masks: add mask to --write"),
         (["--input", "p.jpg", "--pixel_limit", "1e304"], "'1e304' is not above 0 and at most a million megapixels"),
         (["--input", "p.jpg", "--write", "mask,video"], "--write takes mask, overlay, cutout"),
         (["--input", "p.jpg", "-"], "--input - takes one photo"),
@@ -123,3 +125,29 @@ def test_a_run_that_is_not_there_leaves_no_folder(trained: list[str], tmp_path: 
     with pytest.raises(Exception, match="no checkpoint"):
         inference.main([*trained, "--name", "mistyped"])
     assert not (tmp_path / "out").exists()
+
+
+def test_run_length_encodings_decode_to_the_masks(trained: list[str], drawn_pets: Path, tmp_path: Path) -> None:
+    photos = [*trained[:4], "--output", str(tmp_path / "photos"), "--input", str(drawn_pets / "images")]
+    for flags, folder in ((trained, tmp_path / "out"), (photos, tmp_path / "photos")):
+        table = tmp_path / "new" / "masks.csv"
+        for _ in range(2):  # photos that are skipped have a row too
+            inference.main([*flags, "--rle", str(table)])
+            header, *rows = table.read_text().splitlines()
+            assert header == "id,mask"
+            assert len(rows) == len(list(folder.glob("*_mask.png"))) > 3
+            for name, _, runs in (row.partition(",") for row in rows):
+                mask = cv2.imread(str(folder / f"{name}_mask.png"), cv2.IMREAD_UNCHANGED)
+                decoded = np.zeros(mask.size, np.uint8)
+                numbers = list(map(int, runs.split()))
+                for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+                    decoded[start - 1 : start - 1 + length] = 255
+                np.testing.assert_array_equal(decoded.reshape(mask.shape[::-1]).T, mask)
+
+
+@pytest.mark.parametrize(
+    ("rows", "runs"),
+    [(["000", "000"], ""), (["111", "111"], "1 6"), (["100", "001"], "1 1 6 1"), (["011", "010"], "3 3")],
+)
+def test_run_lengths_are_counted_from_one_down_the_columns(rows: list[str], runs: str) -> None:
+    assert encode_rle(np.array([[pixel == "1" for pixel in row] for row in rows])) == runs

@@ -10,8 +10,9 @@ FILES = {path.relative_to(REPO / "src").with_suffix("").as_posix(): path for pat
 SRC = {name.removesuffix("/__init__").replace("/", "."): path for name, path in FILES.items()}
 SOURCES = [*SRC.values(), REPO / "hubconf.py", *(REPO / "tools").glob("*.py"), *(REPO / "benchmarks").glob("*.py")]
 LAYERS = [  # each imports from its own and from earlier ones only
-    *("plumbing", "trimap", "augment", "models", "losses", "oxford_pet", "split", "recipes", "checkpoint", "engine"),
-    *("predictor", "metrics", "report", "run", "train", "matting", "photos", "evaluate", "compare", "inference"),
+    *("plumbing", "trimap", "augment", "models", "losses", "oxford_pet", "split", "recipes", "settings"),
+    *("checkpoint", "engine", "predictor", "metrics", "report", "run", "train"),
+    *("matting", "photos", "rle", "evaluate", "compare", "inference"),
 ]
 HEART = (
     "oxford_pet",

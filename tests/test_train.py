@@ -257,10 +257,10 @@ def test_what_would_not_be_the_same_run_is_refused(run_train: Train, tmp_path: P
     before = read_files(tmp_path)
     for flags, message in {
         "--resume": r"^all 2 epochs are done; .*: --load_model_epoch final --epochs MORE$",
-        "--resume --epochs 4 --seed 5": "^cannot resume: --epochs changed from 2 to 4, --seed changed from 0 to 5",
+        "--resume --epochs 4 --seed 5": "^cannot resume: epochs changed from 2 to 4, seed changed from 0 to 5",
         "--resume --model U --name R": "^the run holds the network ResNet34_UNet, not what --model UNet stands for",
-        "--resume --recipe lab3 --name R": "^cannot resume: --recipe changed from default to lab3",
-        "--load_model_epoch final --boundary ignore": "^cannot continue: --boundary changed from pet to ignore",
+        "--resume --recipe lab3 --name R": "^cannot resume: recipe changed from default to lab3",
+        "--load_model_epoch final --boundary ignore": "^cannot continue: boundary changed from pet to ignore",
         "--load_model_epoch 7 --epochs 4": r"^no checkpoint .*R_epoch_7\.pth; there are R_best\.pth, ",
     }.items():
         with pytest.raises(UserError, match=message):
