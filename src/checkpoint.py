@@ -134,7 +134,8 @@ def read_plain_data(path: Path) -> Any:
     """
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth")))
-        hint = f"there are {there}" if there else "that folder holds none; train first: `python src/train.py --help`"
+        none = "that folder holds none" if path.parent.is_dir() else "there is no such folder"
+        hint = f"there are {there}" if there else f"{none}; train first: `python src/train.py --help`"
         raise UserError(f"no checkpoint {path}; {hint}")
     try:
         with open(path, "rb") as file:

@@ -334,7 +334,8 @@ def parse_scoring_args(parser: ArgumentParser, argv: list[str] | None) -> argpar
     args = parser.parse_run_args(argv)
     takes_default = getattr(args, "input", None) and not (args.recipe or args.load_model_epoch)
     if not args.name and not takes_default:
-        parser.error("which network? --model U or --model R")
+        photos = "; or --input PHOTO, to cut out photos" if hasattr(args, "input") else ""
+        parser.error(f"which network? --model U or --model R{photos}")
     if args.file and args.load_model_epoch:
         parser.error("--model FILE.pth names the checkpoint, and so does --load_model_epoch: give one of them")
     args.which, args.checkpoint = args.load_model_epoch or "best", None

@@ -128,7 +128,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=cli.new_path,
         help=f"folder of the results (default: {OUTPUTS.name}/ and the run's name; of photos, {OUTPUTS.name}/photos)",
     )
-    parser.add_argument("--rle", type=cli.new_path, metavar="FILE.csv", help="write the masks as Kaggle takes them too")
+    parser.add_argument(
+        "--rle",
+        type=cli.new_path,
+        metavar="FILE.csv",
+        help="write all masks run-length encoded too (Kaggle)",
+    )
     add = parser.add_argument_group(
         "photos", "cut the pet out of photos of your own; no data set is needed"
     ).add_argument
@@ -140,18 +145,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="files, folders, patterns, or - for standard input and output",
     )
     add("--write", nargs="+", default=["mask,cutout"], help=f"which of {','.join(PRODUCTS)}, with commas between")
-    add("--recursive", action="store_true", help="take the folders below a folder too")
+    add("--recursive", action="store_true", help="include subfolders")
     add("--threshold", type=cli.fraction, default=0.5, help="a pixel is pet above this probability")
     add("--largest_only", action="store_true", help="keep the largest connected part of the mask only")
     add("--matting", action="store_true", help="cut out with fur and whiskers; slower; needs pymatting")
-    add("--no_flip_average", action="store_true", help="photos only once, not mirrored too: faster")
-    add("--no_second_look", action="store_true", help="do not predict again around the pet that was found: faster")
+    add("--no_flip_average", action="store_true", help="do not average with the mirrored photo: faster")
+    add("--no_second_look", action="store_true", help="do not predict again, zoomed in on the pet: faster")
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--pixel_limit", type=cli.megapixels, default=89.0, metavar="MEGAPIXELS", help="refuse larger photos")
     args = parse_scoring_args(parser, argv)
     for flag in TEST_FLAGS if args.input else PHOTO_FLAGS:
         if getattr(args, flag) != parser.get_default(flag):
-            parser.error(f"--{flag} goes {'without' if args.input else 'with'} --input only")
+            parser.error(f"--{flag} works only {'without' if args.input else 'with'} --input")
     args.write = tuple(dict.fromkeys(",".join(args.write).split(",")))  # PowerShell splits at commas
     if not set(args.write) <= set(PRODUCTS):
         parser.error(f"--write takes {', '.join(PRODUCTS)}, with commas between")
@@ -226,11 +231,11 @@ def predict_test_split(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    path = args.checkpoint or SMALL_WEIGHTS
+    path = args.checkpoint or cli.shown(SMALL_WEIGHTS)
     state, device = open_checkpoint(path, args.model, args.recipe), choose_device(args.device, args.threads)
     if args.input:
         set_pixel_limit(args.pixel_limit)
-        output = args.output or OUTPUTS / "photos"
+        output = args.output or cli.shown(OUTPUTS / "photos")
         options = PhotoOptions(
             output, args.write, args.threshold, args.largest_only, args.matting, args.overwrite, args.recursive
         )
@@ -241,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     options = ScoringOptions(
         args.name, args.which, args.data_path, args.image_size, args.limit, args.batch_size, args.flip_average
     )
-    output = args.output or OUTPUTS / args.name
+    output = args.output or cli.shown(OUTPUTS / args.name)
     names = predict_test_split(path, state, device, options, output, args.masks_only)
     if args.rle:
         write_rle(args.rle, {name: output / f"{name}_mask.png" for name in names})

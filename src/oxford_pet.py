@@ -41,10 +41,13 @@ def find_root(data_path: str | Path) -> Path:
     for root in (data_path, data_path / FOLDER, data_path / "dataset" / FOLDER):
         if (root / "annotations" / "trainval.txt").is_file():
             return root
-    where = () if data_path == DATASET else ("--data_path", data_path)
+    if not data_path.exists() and data_path.name != FOLDER:
+        raise UserError(f"no data set at {data_path}: there is no such folder")
+    where = () if data_path.resolve() == DATASET else ("--data_path", data_path)
+    download = f"to download Oxford-IIIT Pet: {shell('python', 'src/oxford_pet.py', '--download', *where)}"
     raise UserError(
         f"no data set at {data_path}: no annotations/trainval.txt in it, nor in its {FOLDER}/ or dataset/{FOLDER}/; "
-        f"to download it: {shell('python', 'src/oxford_pet.py', '--download', *where)}"
+        + (download if data_path.name == FOLDER else "for images and masks of your own: tools/import_masks.py --help")
     )
 
 

@@ -99,6 +99,8 @@ class Run:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(repr(error).split())[:200]
             raise UserError(f"the training state of {self.path('last')} is damaged: {reason}") from error
+        steps = f" and {progress.step} of {plural(trainer.steps, 'step')}" if progress.step else ""
+        print(f"    goes on after {plural(progress.epoch, 'epoch')}{steps}", flush=True)
 
     def init_from(self, state: dict[str, Any]) -> None:
         """Take over the weights of a checkpoint of any run. Raises UserError if it is of another network."""
@@ -285,7 +287,7 @@ def print_data(train: Split, valid: Split, boundary: str) -> None:
     if len(valid) < FEW_IMAGES:
         print(f"note: the best epoch is chosen by {plural(len(valid), 'validation image')} alone")
     if not has_foreground(valid, boundary):
-        print("note: no foreground in the validation masks: the best epoch is the one of the lowest validation loss")
+        print("note: no foreground in the validation masks: the epoch with the lowest validation loss counts as best")
     if not has_foreground(train, boundary):
         print("note: no foreground in the training masks; tools/import_masks.py converts masks of 0 and 255")
     lost, enough = targets_lost(train, boundary)
@@ -321,7 +323,7 @@ def print_end(run: Run, signal_number: int) -> None:
     trainer, progress, name = run.trainer, run.trainer.progress, run.name
     model = default_run_name(network_names(), network_of(trainer.config), None)
     flags: list[object] = ["--model", model, *(["--name", name] if name != model else [])]
-    flags += ["--save_path", run.folder.parent] if run.folder.parent != SAVED_MODELS else []
+    flags += ["--save_path", run.folder.parent] if run.folder.parent.resolve() != SAVED_MODELS else []
     print(f"wrote {run.folder} (checkpoints, {name}_config.json, {name}_history.csv, {name}_report.html)")
     if signal_number and not trainer.is_finished:
         steps = f" and {progress.step} of {plural(trainer.steps, 'step')}" if progress.step else ""

@@ -114,7 +114,12 @@ def make_parser() -> ArgumentParser:
         metavar="FIELD=VALUE",
         help="any other setting: optimizer=sgd augmentation.rotation=30; docs/training.md lists them",
     )
-    add("--config", type=cli.existing_path, metavar="FILE", help="train as another run did, by its NAME_config.json")
+    add(
+        "--config",
+        type=cli.existing_path,
+        metavar="FILE",
+        help="start as another run did, by its NAME_config.json",
+    )
     add(
         "--pretrained",
         nargs="?",
@@ -122,12 +127,18 @@ def make_parser() -> ArgumentParser:
         metavar="FILE",
         help="start the ResNet-34 encoder from torchvision's ImageNet weights, or from a file of them",
     )
-    add("--save_every", type=cli.seconds, default=60.0, metavar="SECONDS", help="between two saves; 0: each epoch")
+    add(
+        "--save_every",
+        type=cli.seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="between two saves; 0: after each epoch",
+    )
     add("--compile", action="store_true", help="compile the network by torch.compile")
     add("--tensorboard", action="store_true", help="log for TensorBoard too, to the run's folder")
     add("--overwrite", action="store_true", help="remove the run that is there, and start anew")
     start = parser.add_mutually_exclusive_group().add_argument
-    start("--resume", action="store_true", help="go on with the run exactly where it stopped")
+    start("--resume", action="store_true", help="continue the run exactly where it stopped")
     start("--init_from", type=cli.existing_path, metavar="FILE", help="start a new run from the weights of a file")
     start(
         "--load_model_epoch",

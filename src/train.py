@@ -55,10 +55,10 @@ class Trainer:
     ) -> None:
         """Build the network from ``config.seed``. Raises UserError where the ranks cannot share a batch equally."""
         if config.batch_size % ranks.world():
-            raise UserError(f"--batch_size {config.batch_size} cannot be shared by {ranks.world()} processes equally")
+            raise UserError(f"--batch_size {config.batch_size} cannot be divided by {ranks.world()} processes")
         self.steps = math.ceil(len(train) / config.batch_size)  # of an epoch
         if self.steps * config.epochs == 1 and config.warmup:
-            raise UserError("one step in all would train nothing: warm-up begins at a learning rate of 0; add epochs")
+            raise UserError("a run of one step trains nothing: warm-up begins at a learning rate of 0; add epochs")
         self.config, self.device, self.train, self.valid, self.precision = config, device, train, valid, precision
         torch.manual_seed(config.seed)
         model = build_network(config.network).to(device, memory_format=cli.memory_format(device))
@@ -228,7 +228,7 @@ def find_data(typed: Path | None, known: str | None) -> Path:
         typed = training_data_path(known)
     if typed is None:
         ranks.broadcast(lambda: (DATASET / "annotations").is_dir() or download(DATASET))
-    return find_root(typed or DATASET)
+    return cli.shown(find_root(typed or DATASET))
 
 
 def main(argv: list[str] | None = None) -> None:

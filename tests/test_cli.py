@@ -64,6 +64,7 @@ def test_paths_are_taken_from_the_working_directory_then_from_the_repo(
         (["--mod", "U"], "there is no --mod; did you mean --model?"),  # no abbreviations
         (["--sa"], "there is no --sa; did you mean --save_path?"),  # too short to look alike
         (["--zzz"], "there is no --zzz ("),
+        (["--name", "my", "run"], "unexpected 'run'; a path with spaces needs quotes"),
         (["--model", "V"], "no network is called 'V', and no file of that name ends in .pth or .pt; there are U, UNet"),
         (["--model", "U", "--model_name", "U"], "--model_name: not allowed with argument --model"),
     ],

@@ -98,8 +98,10 @@ def test_odd_data(trained: list[str], drawn_pets: Path, tmp_path: Path, capsys: 
     [
         (["--input", "p.jpg", "--recipe", "lab2"], "which network?"),
         (["--input", "p.jpg", "--load_model_epoch", "final"], "which network?"),
-        (["--input", "p.jpg", "--batch_size", "4"], "--batch_size goes without --input only"),
-        (["--model", "R", "--threshold", "0.4"], "--threshold goes with --input only"),
+        (["--input", "p.jpg", "--batch_size", "4"], "--batch_size works only without --input"),
+        (["--model", "R", "--threshold", "0.4"], "--threshold works only with --input"),
+        ([__file__], f"unexpected {__file__!r}; did you mean --input {__file__}?"),
+        ([], "which network? --model U or --model R; or --input PHOTO, to cut out photos"),
         (["--input", "p.jpg", "--rle", "a.csv", "--write", "cutout"], "--rle needs the masks: add mask to --write"),
         (["--input", "p.jpg", "--pixel_limit", "1e304"], "'1e304' is not above 0 and at most a million megapixels"),
         (["--input", "p.jpg", "--write", "mask,video"], "--write takes mask, overlay, cutout"),

@@ -89,8 +89,13 @@ def test_data_that_a_run_trained_on_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_missing_data_and_lists_are_named(pets: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no where: .*--download --data_path '.*no where'$"):
-        load_split(tmp_path / "no where", "train", SIDE)
+    for path, said in {
+        "no where/oxford-iiit-pet": r"pet/; to download Oxford-IIIT Pet: .*--download --data_path '.*no where/oxford-iiit-pet'$",
+        "coins": r"no data set at .*coins: there is no such folder$",
+        "": r"no annotations/trainval\.txt in it, .*; for images and masks of your own: tools/import_masks\.py --help$",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            load_split(tmp_path / path, "train", SIDE)
     (pets / "annotations" / "test.txt").write_text("")
     with pytest.raises(UserError, match=r"the test split of .* is empty"):
         load_split(pets, "test", SIDE)

@@ -142,7 +142,7 @@ def test_a_rank_that_dies_ends_the_run_and_torchrun_resumes_it(drawn_pets: Path,
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "world", lambda: 3)
-    with pytest.raises(UserError, match="--batch_size 4 cannot be shared by 3 processes equally"):
+    with pytest.raises(UserError, match="--batch_size 4 cannot be divided by 3 processes"):
         Trainer(Config("UNet", batch_size=4), torch.device("cpu"), [], [], torch.float32)
 
 

@@ -192,4 +192,4 @@ def test_without_a_cache_the_data_is_right(
         monkeypatch.setattr(cache, "atomic_write", no_space)
     split, dataset = load_split(pets, "valid", SIDE), SimpleOxfordPetDataset(pets, "valid", image_size=SIDE)
     np.testing.assert_array_equal(images_and_trimaps(split.pixels[1:2])[0][0].numpy(), dataset[1]["image"])
-    assert "note: valid-2x32 is not cached in" in capsys.readouterr().err
+    assert "note: valid-2x32 cannot be cached in" in capsys.readouterr().err

@@ -436,7 +436,7 @@ def test_one_training_image_of_32_pixels_trains_but_not_in_one_step(drawn_pets: 
     """The deepest features are one pixel, of which BatchNorm has no variance."""
     where = ["--model", "ResNet34_UNet_small", "--name", "R", "--data_path", drawn_pets, "--save_path", tmp_path]
     flags = [str(flag) for flag in (*where, "--limit", 1, "--image_size", 32, "--batch_size", 2, "--epochs")]
-    with pytest.raises(UserError, match="one step in all would train nothing"):
+    with pytest.raises(UserError, match="a run of one step trains nothing"):
         train.main([*flags, "1"])
     assert not (tmp_path / "R").exists()
     train.main([*flags, "2"])

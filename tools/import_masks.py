@@ -376,12 +376,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("images", type=existing_path, help="folder of images of any type, at any depth")
-    add("masks", type=existing_path, help="folder of masks: the same names but for the ending, the same size in pixels")
+    add("masks", type=existing_path, help="folder of masks: same names apart from the ending, same size in pixels")
     add("--output", type=new_path, required=True, help="the data set's folder; made here, and must be new or empty")
-    add("--mask_suffix", default="", metavar="_mask", help="what the masks' names have behind those of the images")
+    add("--mask_suffix", default="", metavar="_mask", help="what a mask's name has and its image's has not: _mask")
     add("--valid", type=fraction, default=0.1, help="fraction of the validation split")
     add("--test", type=fraction, default=0.2, help="fraction of the test split")
-    add("--seed", type=whole_number, default=0, help="of the split; an image's depends on seed and name alone")
+    add(
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="an image's split depends on its name and this seed alone",
+    )
     lists_help = "folder with train.txt, valid.txt (or val.txt), test.txt, or some: only what is listed is taken"
     add("--lists", type=existing_path, help=lists_help)
     add("--ignore_duplicates", action="store_true", help="split by name alone, even near-duplicates")
@@ -403,7 +408,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.valid + args.test >= 1:
         parser.error(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on")
     if args.images.resolve() == args.masks.resolve():
-        parser.error("images and masks need a folder each")
+        parser.error("images and masks must be in different folders")
     if len(set(dict(args.foreground or ()).values())) > 1:
         parser.error("--foreground takes values or colours, not both")
     return args
@@ -421,7 +426,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs, broken = read_all(lambda key: read_pair(roots, images[key][0], masks[key][0], reading), keys)
     report.add("files that cannot be taken", broken, "WRONG")
     if not pairs:
-        raise UserError(f"no image of {args.images} has a mask of {args.masks} that can be taken; nothing is written")
+        raise UserError(f"no image in {args.images} has a usable mask in {args.masks}; nothing was written")
     as_shown = masks_lie_as_shown(pairs, report)
     foreground = choose_foreground(pairs, reading, args.allow_empty, report)
     groups = [[pair.stem] for pair in pairs] if args.ignore_duplicates else near_duplicates(pairs)

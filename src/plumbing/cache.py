@@ -39,7 +39,7 @@ def cached_array(
         try:
             found = _compute(path, shape, compute, fingerprint)
         except OSError as error:  # no permission, full disk
-            print(f"note: {name} is not cached in {folder} ({error.strerror})", file=sys.stderr)
+            print(f"note: {name} cannot be cached in {folder} ({error.strerror})", file=sys.stderr)
             array = np.stack(list(compute()))
             found = array, fingerprint(array)
     for stale in folder.glob(f"{name}-*.npy"):

@@ -97,12 +97,16 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line; for an unknown flag, suggest a similar one."""
-        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            flags = self._option_string_actions
-            begun = [flag for flag in flags if flag.startswith(unknown[1])]
-            similar = begun or difflib.get_close_matches(unknown[1], flags, n=1)
-            message = f"there is no {unknown[1]}" + (f"; did you mean {similar[0]}?" if similar else "")
+        """Exit with code 2 and one line; suggest what was meant by an unknown flag or word."""
+        flags, (_, _, unknown) = self._option_string_actions, message.partition("unrecognized arguments: ")
+        if match := re.match(r"--?[\w-]+", unknown):
+            begun = [flag for flag in flags if flag.startswith(match[0])]
+            similar = begun or difflib.get_close_matches(match[0], flags, n=1)
+            message = f"there is no {match[0]}" + (f"; did you mean {similar[0]}?" if similar else "")
+        elif unknown:
+            is_photo = "--input" in flags and os.path.exists(unknown.split()[0])
+            hint = f"did you mean --input {unknown}?" if is_photo else "a path with spaces needs quotes"
+            message = f"unexpected {unknown!r}; {hint}"
         self.exit(2, f"error: {message} (--help shows all flags)\n")
 
     def add_run_options(self, networks: Mapping[str, str], recipes: Iterable[str], files: bool = False) -> None:
@@ -131,16 +135,17 @@ class ArgumentParser(argparse.ArgumentParser):
             "--model_name", help="report lab3's flag: as --model, with --recipe lab3 unless another is given", **kind
         )
         add = self.add_argument
-        add("--recipe", choices=tuple(recipes), help="how to train, or was trained (default: default)")
+        add("--recipe", choices=tuple(recipes), help="the recipe of the training (default: default)")
         add("--name", type=run_name, help="the run's folder and file prefix (default: U, R, SegFormer, lab2-U, ...)")
         add("--save_path", type=existing_path, default=SAVED_MODELS, help="folder of all runs")
         add("--limit", type=positive_int, help="number of images of each split, evenly spaced (default: all)")
         add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
-        add("--threads", type=positive_int, help="of the CPU (default: one for each core)")
+        add("--threads", type=positive_int, help="CPU threads (default: one for each core)")
 
     def parse_run_args(self, argv: list[str] | None) -> argparse.Namespace:
         """Parse the flags of ``add_run_options``; ``model``, ``file`` and ``name`` may be None."""
         args = self.parse_args(argv)
+        args.save_path = shown(args.save_path)
         if args.model_name:
             args.model, args.recipe = args.model_name, args.recipe or "lab3"
         args.file = args.model if isinstance(args.model, Path) else None
@@ -179,7 +184,12 @@ def new_path(text: str) -> Path:
 def existing_path(text: str) -> Path:
     """Resolve a typed path: from the working directory or, if nothing is there, from the repo's root."""
     path = new_path(text)
-    return REPO / path if not path.exists() and (REPO / path).exists() else path
+    return shown(REPO / path) if not path.exists() and (REPO / path).exists() else path
+
+
+def shown(path: Path) -> Path:
+    """The path relative to the working directory, if it lies below: easier to read."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def run_name(text: str) -> str:
