@@ -90,7 +90,7 @@ def test_data_that_a_run_trained_on_is_not_replaced(tmp_path: Path) -> None:
 
 def test_missing_data_and_lists_are_named(pets: Path, tmp_path: Path) -> None:
     for path, said in {
-        "no where/oxford-iiit-pet": r"pet/; to download Oxford-IIIT Pet: .*--download --data_path '.*no where/oxford-iiit-pet'$",
+        "no where/oxford-iiit-pet": r"to download .*: .*--download --data_path '.*no where/oxford-iiit-pet'$",
         "coins": r"no data set at .*coins: there is no such folder$",
         "": r"no annotations/trainval\.txt in it, .*; for images and masks of your own: tools/import_masks\.py --help$",
     }.items():
