@@ -11,7 +11,7 @@ A checkpoint is plain data: tensors, numbers, strings, lists and dicts. Its entr
     scores      of this epoch: valid_dice, valid_loss, ...; empty at the start
     history     list of one dict an epoch, up to this one
     train_names list of the training images' names, so that scoring can say that it meets some again
-    versions, commit, command    what wrote it
+    versions, commit, command    what wrote it; of a resumed run, the command that began it, and ``resumed``
     training    in <name>_last.pth only: the rest of the training state, for --resume
 
 A bare state dict is read too: its tensors tell the network.

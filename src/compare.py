@@ -78,7 +78,8 @@ def read_scores(save_path: Path, name: str, split: str, flip_average: bool) -> R
         return report
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         flip = ["--flip_average"] if flip_average else []
-        command = shell("python", "src/evaluate.py", "--name", name, "--split", split, *flip, "--save_path", save_path)
+        where = [] if save_path.resolve() == SAVED_MODELS else ["--save_path", save_path]
+        command = shell("python", "src/evaluate.py", "--name", name, "--split", split, *flip, *where)
         reason = f"it lacks {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise UserError(f"no scores {path} ({reason}); to write them: {command}") from None
 
@@ -148,8 +149,8 @@ def make_tables(result: dict[str, Any]) -> list[dict[str, Any]]:
     verdicts = {"above": "{a} better", "below": "{b} better", "none": "none"}
     pairs = {
         "title": "Paired differences",
-        "note": "Of each image's mean Dice over the seeds. None: no significant difference. Intervals cover the choice "
-        "of images, not of seeds.",
+        "note": 'Of each image\'s mean Dice over the seeds. "none" = no significant difference. Intervals cover the '
+        "choice of images, not of seeds.",
         "head": ["pair", "verdict", "difference of Dice"],
         "rows": [
             [f"{pair['a']} - {pair['b']}", verdicts[pair["verdict"]].format_map(pair), pair] for pair in result["pairs"]
@@ -165,7 +166,10 @@ def as_text(tables: list[dict[str, Any]]) -> str:
         cells = [table["head"]]
         for *values, interval in table["rows"]:
             short = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
-            cells.append([*short, "{mean:.4f} ({low:.4f} to {high:.4f})".format_map(interval)])
+            form = (
+                "{mean:+.4f} ({low:+.4f} to {high:+.4f})" if "axis" in table else "{mean:.4f} ({low:.4f} to {high:.4f})"
+            )
+            cells.append([*short, form.format_map(interval)])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += [f"{table['title']}. {table['note']}"]
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
@@ -221,6 +225,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    args.save_path = cli.shown(args.save_path)
     names = dict.fromkeys(name for typed in args.names for name in find_runs(args.save_path, typed))  # each once
     reports = [read_scores(args.save_path, name, args.split, args.flip_average) for name in names]
     groups, first = group_by_seed(reports), reports[0]
@@ -236,7 +241,10 @@ def main(argv: list[str] | None = None) -> None:
         if report.get("trained_on") and args.split != "train":
             text += f"note: {report['name']} was trained on {report['trained_on']} of these images\n"
     print(text, end="")
-    folder, stem = OUTPUTS / "compare", "_".join([*groups, args.split, *(["flip"] if args.flip_average else [])])
+    folder, stem = (
+        cli.shown(OUTPUTS / "compare"),
+        "_".join([*groups, args.split, *(["flip"] if args.flip_average else [])]),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     content = {key: first[key] for key in MUST_AGREE} | result
     for suffix, written in (("txt", text), ("json", json.dumps(content, indent=1))):
@@ -250,6 +258,8 @@ def main(argv: list[str] | None = None) -> None:
         tables=tables,
         gallery=make_gallery(groups) if args.split == "test" else None,  # the only split with masks on the disk
     )
+    if args.split != "test":
+        print("note: the page shows no images: masks are written of the test split only, by src/inference.py")
     print(f"wrote {page}, and the same as .txt and .json")
 
 

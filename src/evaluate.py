@@ -293,7 +293,7 @@ def score_checkpoint(
         "data_path": str(root.resolve()),
         "machine": machine(device),
         **provenance(),
-        "trained": {key: state.get(key) for key in ("versions", "commit", "command", "history")},
+        "trained": {key: state.get(key) for key in ("versions", "commit", "command", "resumed", "history")},
         "per_image": [row | breeds.get(row["name"], {}) for row in rows],
     }
     print_scores(report)

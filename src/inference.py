@@ -31,13 +31,14 @@ from photos import (
     predict_photos,
     result_path,
     set_pixel_limit,
+    write_contact_sheet,
 )
 from predictor import SMALL_WEIGHTS, Predictor
 from report import draw_contact_sheet, gallery_entry, overlay, read_history, read_prediction, thumbnail, write_run_page
 from rle import write_rle
 from trimap import target_and_weight
 
-LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; all others have 96
+LARGE_THUMBNAILS = 60  # of the worst images, 320 pixels; also of a few in the middle and the best; others have 96
 
 
 def write_prediction(
@@ -65,7 +66,7 @@ def write_prediction(
             file.write(encode_png(pixels))
 
 
-def write_contact_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> Path:
+def write_ranked_sheet(output: Path, report: dict[str, Any], rows: int = 6) -> Path:
     """Write the best, the middle and the worst predictions, a column each: image, target and prediction in a tile.
 
     Args:
@@ -96,7 +97,9 @@ def write_page(output: Path, report: dict[str, Any], thumbnails: dict[str, Any],
         folder: of the run, where its history is.
     """
     rows, root = report["per_image"], Path(report["data_path"])
-    worst = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])[:LARGE_THUMBNAILS]]
+    ranked = [row["name"] for row in sorted(rows, key=lambda row: row["dice"])]
+    middle = len(ranked) // 2
+    worst = dict.fromkeys([*ranked[:LARGE_THUMBNAILS], *ranked[max(0, middle - 6) : middle + 6], *ranked[-6:]])
     predictions = in_threads(partial(read_prediction, output, root), worst)
     large = {name: thumbnail(*one, report["boundary"], 320) for name, one in zip(worst, predictions, strict=True)}
     thumbnails = thumbnails | large
@@ -194,6 +197,8 @@ def cut_out_photos(
         for folder in {result_path(photo, "mask", options).parent for photo in photos}:
             remove_stale_temp_files(folder, *(f"*_{product}.png" for product in PRODUCTS))
         errors = predict_photos(predictor, photos, options)
+        if len(photos) > 1 and "cutout" in options.write:
+            write_contact_sheet(photos, options)
         if rle and not errors:
             write_rle(rle, {photo.target.as_posix(): result_path(photo, "mask", options) for photo in photos})
     if errors:
@@ -214,7 +219,7 @@ def predict_test_split(
         remove_stale_temp_files(output, "*_mask.png", "*_overlay.png", "contact_sheet.png", "report.html")
         write = partial(write_prediction, output, thumbnails)
         report = score_checkpoint(path, state, "test", device, options, write)
-        sheet = write_contact_sheet(output, report)
+        sheet = write_ranked_sheet(output, report)
         what = "masks" if masks_only else "masks and overlays"
         seconds = time.monotonic() - started
         print(f"wrote {report['images']} {what} to {output} in {seconds:.1f} s; the contact sheet is {sheet}")

@@ -11,13 +11,14 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plumbing.cli import UserError, plural
 from plumbing.files import atomic_write
-from plumbing.images import PHOTO_SUFFIXES, decode_photo_and_profile, in_threads, read_bytes
+from plumbing.images import PHOTO_SUFFIXES, decode_photo_and_profile, in_threads, read_bytes, resize_image
 
 import cv2
 import numpy as np
@@ -26,8 +27,9 @@ from tqdm import tqdm
 
 from matting import matte
 from predictor import Predictor
-from report import overlay
+from report import draw_contact_sheet, overlay
 
+SHEET, SHEET_PHOTOS = "contact_sheet.png", 24
 PRODUCTS = ("mask", "overlay", "cutout", "probability")
 BATCH = 8  # photos predicted together
 STRIP = 256  # rows of a photo that are cut out together
@@ -107,7 +109,7 @@ def photos_at(path: Path, recursive: bool) -> dict[Path, Path]:
     """The photos at a path, each with its name in the output. Skips a folder's hidden files and earlier results."""
     if not path.is_dir():
         return {path: Path(path.name)}
-    results = tuple(f"_{product}.png" for product in PRODUCTS)
+    results = (*(f"_{product}.png" for product in PRODUCTS), SHEET)
     below = glob.glob(f"{glob.escape(str(path))}/**", recursive=True)  # follows links to folders; rglob does not
     return {
         file: file.relative_to(path)
@@ -332,6 +334,30 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
     if counts["failed"]:
         print(f"{plural(counts['failed'], 'photo')} failed")
     return counts["failed"]
+
+
+def write_contact_sheet(photos: list[Photo], options: PhotoOptions) -> None:
+    """Write ``contact_sheet.png``: the first photos beside their cut-outs, on a chequerboard. Another's file stays."""
+    path, tiles = options.output / SHEET, []
+    if path.exists() and MADE_BY not in path.read_bytes()[:200]:
+        print(f"note: {path} is not of this program, and stays")
+        return
+    for photo in photos[:SHEET_PHOTOS]:
+        with suppress(UserError):  # a photo that failed was named
+            rgba, _ = decode_photo_and_profile(read_bytes(result_path(photo, "cutout", options)), photo.file)
+            image = decode_photo_and_profile(read_bytes(photo.file), photo.file)[0][..., :3]
+            scale = min(1.0, 256 / max(rgba.shape[:2]))
+            size = [max(1, round(side * scale)) for side in rgba.shape[:2]]
+            small = resize_image(rgba, *size).astype(np.float32)
+            rows, columns = np.indices(size) // 8 % 2
+            board = np.where(rows ^ columns, 255, 205)[..., None]
+            shown = board + (small[..., :3] - board) * (small[..., 3:] / 255)
+            tiles.append((photo.target.name, [resize_image(image, *size), shown.round().astype(np.uint8)]))
+    if tiles:
+        sheet = draw_contact_sheet(tiles, columns=min(3, len(tiles)), labels=("photo", "cut-out"))
+        with atomic_write(path) as file:
+            file.write(encode_png(sheet, png_chunk(b"tEXt", MADE_BY)))
+        print(f"wrote {path}")
 
 
 def cut_out_stream(predictor: Predictor, options: PhotoOptions) -> None:

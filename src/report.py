@@ -5,6 +5,7 @@ import bisect
 import csv
 import io
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from recipes import RECIPES, Config
 from trimap import decode_trimap, resize_trimap, split_boundary, target_and_weight
 
 GREEN, WHITE, GREY = (40, 200, 80), (255, 255, 255), (225, 225, 225)
-PET_SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's size groups, as fractions of the image
+COLOURS = ("#00599c", "#b35900", "#00795a", "#a63a75", "#59616b", "#7a5fbf")  # of the lines of charts
+SIZES = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)  # edges of the page's size groups, as fractions of the image
+FEW = 5  # images of a species or breed, on average: below, no table of them
 IMAGE_TAGS: dict[str, Callable[[dict[str, Any]], bool]] = {  # by the image's row of the score file
     "empty prediction": lambda row: row["pred_fraction"] == 0,
     "whole image predicted": lambda row: row["pred_fraction"] > 0.98,
     "fragmented prediction": lambda row: row["largest_part"] < 0.9,
-    "no pet in the target": lambda row: row["empty_target"],
+    "no foreground in the target": lambda row: row["empty_target"],
 }
 
 
@@ -63,7 +66,8 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """The charts of Dice and loss over the epochs: a ``title``, and ``lines``, label to finite (epoch, value) points.
+    """The charts of Dice and loss over the epochs: ``title``, ``ticks`` of the vertical axis, and ``lines``, label to
+    finite (epoch, value) points.
 
     Args:
         runs: name to history. One run has a line for training and one for validation; several have validation alone.
@@ -77,8 +81,18 @@ def curves(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
             if points := [point for point in points if np.isfinite(point[1])]:
                 lines[label or name] = points
         if lines:
-            charts.append({"title": title, "lines": lines})
+            values = [value for points in lines.values() for _, value in points]
+            charts.append({"title": title, "lines": lines, "ticks": round_ticks(min(values), max(values))})
     return charts
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Four to seven round numbers, evenly spaced, that enclose the range."""
+    span = (high - low) or abs(high) or 1.0
+    magnitude = 10.0 ** math.floor(math.log10(span / 4))
+    step = magnitude * max(factor for factor in (1, 2, 5) if factor * magnitude <= span / 4)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(step * index, 12) for index in range(first, max(last, first + 1) + 1)]
 
 
 def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -91,8 +105,10 @@ def draw_curves(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
         best = max(history, key=lambda row: row["valid_dice"])
         column[0].set_title(f"{name}\nbest Dice {best['valid_dice']:.4f}, epoch {best['epoch']:.0f}")
         for axis, chart in zip(column, curves({name: history}), strict=False):
-            for label, points in chart["lines"].items():
-                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 3 else None)
+            for (label, points), colour in zip(chart["lines"].items(), COLOURS, strict=False):
+                axis.plot(
+                    *zip(*points, strict=True), label=label, color=colour, marker="o" if len(points) < 3 else None
+                )
             axis.set_ylabel(chart["title"])
             axis.grid(alpha=0.3)
             axis.legend()
@@ -175,7 +191,13 @@ def render_page(path: Path, title: str, **sections: Any) -> Path:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     names = ("lead", "facts", "report", "curves", "tables", "histogram", "gallery", "is_live")
-    known = {"tags": list(IMAGE_TAGS), "resamples": RESAMPLES, "versions_of": versions_of, "title": title}
+    known = {
+        "tags": list(IMAGE_TAGS),
+        "resamples": RESAMPLES,
+        "versions_of": versions_of,
+        "title": title,
+        "palette": COLOURS,
+    }
     page = environment.get_template("report.html.jinja").render({**dict.fromkeys(names), **known, **sections})
     with atomic_write(path) as file:
         file.write(page.encode())
@@ -228,7 +250,8 @@ def training_facts(config: Config, trained: dict[str, Any]) -> dict[str, str]:
     if trained["versions"] is None:
         return facts
     recipe = {"recipe": changed_from_default(config), "seed": str(config.seed)}
-    return facts | recipe | {"trained by": trained["command"], "trained with": versions_of(trained)}
+    command = trained["command"] + (" (resumed since)" if trained.get("resumed") else "")
+    return facts | recipe | {"trained by": command, "trained with": versions_of(trained)}
 
 
 def versions_of(source: dict[str, Any]) -> str:
@@ -238,20 +261,20 @@ def versions_of(source: dict[str, Any]) -> str:
 
 
 def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tables of a score file's Dice by pet size and tag, and by species and breed if ``list.txt`` gives them."""
-    sizes: dict[str, list[float]] = {f"{low:.0%} to {high:.0%}": [] for low, high in itertools.pairwise(PET_SIZES)}
+    """Tables of a score file's Dice by size and tag, and by species and breed if ``list.txt`` gives them."""
+    sizes: dict[str, list[float]] = {f"{low:.0%} to {high:.0%}": [] for low, high in itertools.pairwise(SIZES)}
     tags: dict[str, list[float]] = {tag: [] for tag in (*IMAGE_TAGS, "none of these")}
     for row in rows:
         if not row["empty_target"]:
-            list(sizes.values())[bisect.bisect_left(PET_SIZES[1:], row["target_fraction"])].append(row["dice"])
+            list(sizes.values())[bisect.bisect_left(SIZES[1:], row["target_fraction"])].append(row["dice"])
         for tag in [tag for tag, holds in IMAGE_TAGS.items() if holds(row)] or ["none of these"]:
             tags[tag].append(row["dice"])
     tables = [
-        _dice_table("by pet size", "The pet's fraction of the image. Targets without a pet are left out.", sizes),
+        _dice_table("by size", "The foreground's fraction of the image. Empty targets are left out.", sizes),
         _dice_table(
             "by tag",
             "Whole: over 98% of the image. Fragmented: over a tenth of the predicted pixels are outside the largest "
-            "part. If the target has no pet, an empty prediction scores 1, any other 0.",
+            "part. If the target is empty, an empty prediction scores 1, any other 0.",
             tags,
         ),
     ]
@@ -259,7 +282,8 @@ def group_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names = dict.fromkeys(row[key] for row in rows if key in row)
         groups = {name: [row["dice"] for row in rows if row.get(key) == name] for name in names}
         groups = dict(sorted(groups.items(), key=lambda group: np.mean(group[1])))
-        tables.append(_dice_table(title, "Lowest mean first.", groups))
+        if len(rows) >= FEW * len(groups):
+            tables.append(_dice_table(title, "Lowest mean first.", groups))
     return [table for table in tables if table["rows"]]
 
 

@@ -94,6 +94,7 @@ class Run:
                 if not 0 <= progress.step <= trainer.steps:
                     raise ValueError(f"step {progress.step} of {trainer.steps}")
                 progress.loss_sum.copy_(training["loss_sum"])
+                self.provenance |= {"command": start.get("command"), "resumed": True}  # how the run began
             else:
                 trainer.model.load_state_dict(start["model"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -234,7 +234,9 @@ def test_a_result_that_cannot_be_written_is_named_and_all_others_are_done(
     for name, verb in (("b" * 235, "written"), ("c" * 250, "read")):
         assert f"{name}_mask.png cannot be {verb}: File name too long\n" in printed.err
     assert "2 photos failed" in printed.out
-    assert sorted(path.name[:3] for path in (tmp_path / "out").glob("*.png")) == ["a_c", "a_m", "d_c", "d_m"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("?_*.png")) == [
+        *("a_cutout.png", "a_mask.png", "d_cutout.png", "d_mask.png")
+    ]
 
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -325,3 +327,23 @@ def test_specks_and_holes_go_and_a_gap_at_the_border_stays() -> None:
     np.testing.assert_array_equal(photos.clean_mask(probs, PhotoOptions(Path())), expected)
     expected[2:9, 45:59] = False
     np.testing.assert_array_equal(photos.clean_mask(probs, PhotoOptions(Path(), largest_only=True)), expected)
+
+
+def test_several_photos_have_a_contact_sheet_on_a_chequerboard(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    for index in range(2):
+        red_box(40, 60).save(tmp_path / f"{index}.png")
+        cut(run, "--input", *sorted(tmp_path.glob("?.png")))
+        assert (output / photos.SHEET).exists() == (index == 1)
+    sheet = read(output / photos.SHEET)
+    assert sheet.shape == (20 + 176 + 24, 2 * (2 * 176 + 4), 3)
+    for grey in (205, 255):  # the board
+        assert (sheet[30:, 180:350] == grey).all(-1).sum() > 100
+    with pytest.raises(UserError, match="no photo in this folder"):  # neither results nor the sheet are photos
+        cut(run, "--input", output)
+    Image.new("RGB", (9, 9)).save(output / photos.SHEET)
+    cut(run, "--input", *tmp_path.glob("?.png"))
+    assert "contact_sheet.png is not of this program, and stays" in capsys.readouterr().out
+    assert read(output / photos.SHEET).shape == (9, 9, 3)

@@ -51,7 +51,7 @@ def test_curves_are_written_for_one_epoch_and_for_two_runs(tmp_path: Path) -> No
     widths = [image.shape[1] for image in images]
     assert widths[2] == 2 * widths[1] == 2 * widths[0]
     for image in images:
-        for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's blue and orange: the lines are there
+        for colour in ((0, 89, 156), (179, 89, 0)):  # those of the page: the lines are there
             assert (np.abs(image - colour).max(-1) < 30).sum() > 20
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
 

@@ -45,11 +45,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def assert_equal(a: object, b: object) -> None:
-    """Equal to the bit, but for times and the config."""
+    """Equal to the bit, but for times, the config, and that it was resumed."""
     assert type(a) is type(b)
     if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a.keys() - {"seconds", "images_per_second", "config"}:
+        assert a.keys() - {"resumed"} == b.keys() - {"resumed"}
+        for key in a.keys() - {"seconds", "images_per_second", "config", "resumed"}:
             assert_equal(a[key], b[key])
     elif isinstance(a, list):
         assert len(a) == len(b)
