@@ -7,7 +7,6 @@ DRAWN = dataset/drawn-pets
 SMALL = dataset/oxford-iiit-pet-128
 DEMO = --model ResNet34_UNet_small --name demo
 STATE = saved_models/demo/demo_
-DEMO_START = $(if $(wildcard $(STATE)epoch_final.pth),--overwrite,$(if $(wildcard $(STATE)last.pth),--resume,--overwrite))
 
 ifneq ($(words $(VENV)),1)
 $(error VENV cannot contain a space: $(VENV))
@@ -42,7 +41,8 @@ $(DEVELOPMENT): requirements-dev.txt requirements.txt | $(BIN)/pip
 
 demo: $(RUNTIME)
 	$(BIN)/python tools/draw_pets.py $(DRAWN) --count 400 --seed 0
-	$(BIN)/python src/train.py $(DEMO) --data_path $(DRAWN) --image_size 128 --epochs 60 $(DEMO_START)
+	test -f $(STATE)epoch_final.pth || $(BIN)/python src/train.py $(DEMO) --data_path $(DRAWN) --image_size 128 \
+		--epochs 60 $$(test ! -f $(STATE)last.pth || echo --resume)
 	$(BIN)/python src/inference.py $(DEMO)
 	@echo
 	@echo "The masks are in outputs_imgs/demo; open outputs_imgs/demo/contact_sheet.png first."

@@ -52,7 +52,7 @@ COMPARISONS = (
     ("cpu-SegFormer", "cpu-SegFormer-quarter"),
 )
 SIZES = ("smallest", "small", "middle", "large", "largest")  # of pets, a fifth of the test images each
-MARKER = "<!-- Below this line is written by hand; benchmarks/study.py keeps it. -->"
+MARKER = "<!-- Above this line is written by hand; benchmarks/study.py writes what follows. -->"
 
 Runs = dict[str, dict[int, dict[str, Any]]]  # the rows, by system and seed
 
@@ -130,7 +130,7 @@ def difference_table(runs: Runs) -> list[str]:
             epochs = " and ".join(map(str, dice["epochs"]))
             valid = " and ".join(f"{value:.4f}" for value in dice["validation"])
             boundary_f = with_interval(outline) if outline else ""
-            lines.append(f"| {a} less {b} | {interval} | {dice['seeds']} | {epochs} | {valid} | {boundary_f} |")
+            lines.append(f"| {a} - {b} | {interval} | {dice['seeds']} | {epochs} | {valid} | {boundary_f} |")
     return lines
 
 
@@ -163,7 +163,7 @@ def size_table(runs: Runs) -> list[str]:
         pair = [scores(system, "test_dice", seeds) for system in (a, b) if system.startswith("cpu-")]
         if len(pair) == 2 and pair[0] is not None and pair[1] is not None:
             gains = [with_interval(paired_difference_ci(pair[0][part], pair[1][part])) for part in parts]
-            lines.append(f"| {a} less {b} | Dice | {' | '.join(gains)} |")
+            lines.append(f"| {a} - {b} | Dice | {' | '.join(gains)} |")
     return lines
 
 
@@ -202,22 +202,22 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 INTRODUCTION = """\
-# The two reports and our recipes, on the same data
+## Tables
 
 Dice is the mean over images, IoU over the set; boundary F-score and outline (its length over the target's) at the \
 images' own size. The checkpoint is the best on validation; test was scored once for each run. Minutes are those of \
 the training steps. Written by `python benchmarks/study.py` from `results/run-*.json`, which have each run's command, \
 machine, versions and curves."""
 ABOUT_DIFFERENCES = f"""\
-Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. It says what \
-other images could have changed, not what other seeds could. A difference whose interval includes 0 is called none."""
+Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. Intervals cover \
+the choice of images, not of seeds. "none" means no significant difference: the interval includes 0."""
 ABOUT_SIZES = """\
 Test scores by the size of the pet: a fifth of the images in each column, and the largest fraction of an image that \
 is pet there."""
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Draw the figures, and replace the page's text above the marker.
+    """Draw the figures, and replace the page's text below the marker.
 
     Raises:
         UserError: no run has been recorded.
@@ -236,8 +236,8 @@ def write_page(results: Path, page: Path) -> None:
     if sizes := size_table(runs):
         sections += [ABOUT_SIZES, "\n".join(sizes)]
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
-    by_hand = old.split(MARKER, 1)[1] if MARKER in old else "\n"
+    by_hand = old.split(MARKER, 1)[0] if MARKER in old else ""
     text = "\n\n".join(sections)
     with atomic_write(page) as file:
-        file.write(f"{text}\n\n{MARKER}{by_hand}".encode())
+        file.write(f"{by_hand}{MARKER}\n\n{text}\n".encode())
     print(f"{text}\n\nwrote {page}, and figures to {results}")

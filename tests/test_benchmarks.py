@@ -158,16 +158,16 @@ def test_the_page_has_the_rows_and_keeps_what_is_written_by_hand(tmp_path: Path)
         row = {"system": system, "seed": seed, "image_size": 32, "data": "d", "epochs": epochs, "minutes": epochs}
         row |= {"threads": 1, "images_per_second": 9.0, "history": history, "test_dice": list(values)}
         study.write_json(tmp_path / f"run-{system}-seed{seed}.json", row | scores)
-    page.write_text(f"old\n{MARKER}\n\nBy hand.\n")
+    page.write_text(f"By hand.\n\n{MARKER}\n\nold\n")
     study.main(["--results", str(tmp_path), "--page", str(page)])
     text = page.read_text()
-    assert text.endswith(f"{MARKER}\n\nBy hand.\n")
+    assert text.startswith(f"By hand.\n\n{MARKER}\n\n")
     assert "old" not in text
     mean = (dice["cpu-R", 0].mean() + dice["cpu-R", 1].mean()) / 2
     assert f"| cpu-R | 2 | 4 | 3.5 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
     gain = paired_difference_ci(dice["cpu-R", 0], dice["lab2-R", 0])  # over the seed that both have
     interval = f"{gain['mean']:+.4f} | {gain['low']:+.4f} to {gain['high']:+.4f}"
-    assert f"| cpu-R less lab2-R | {interval} | above | 1 | 4 and 2 | 0.1500 and 0.1500 |" in text
+    assert f"| cpu-R - lab2-R | {interval} | above | 1 | 4 and 2 | 0.1500 and 0.1500 |" in text
     assert (tmp_path / "study-curves.png").stat().st_size > 1000
 
 
@@ -186,7 +186,7 @@ def test_scores_by_size_of_the_pet() -> None:
         "| cpu-R | Dice | 0.9750 | 0.8750 | 0.7750 | 0.6750 | 0.5750 |",
         "| cpu-U | Dice | 0.6750 | 0.5750 | 0.4750 | 0.3750 | 0.2750 |",
         "| mean-mask | Dice | 0.9750 | 0.8750 | 0.7750 | 0.6750 | 0.5750 |",
-        "| cpu-R less cpu-U | Dice |" + " +0.3000 (+0.3000 to +0.3000) |" * 5,
+        "| cpu-R - cpu-U | Dice |" + " +0.3000 (+0.3000 to +0.3000) |" * 5,
     ]
 
 
