@@ -209,8 +209,8 @@ images' own size. The checkpoint is the best on validation; test was scored once
 the training steps. Written by `python benchmarks/study.py` from `results/run-*.json`, which have each run's command, \
 machine, versions and curves."""
 ABOUT_DIFFERENCES = f"""\
-Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. Intervals cover the \
-choice of images, not of seeds. "none" means no significant difference: the interval includes 0."""
+Paired bootstrap over the test images, {RESAMPLES:,} resamples, of each image's mean over the seeds. Intervals cover \
+the choice of images, not of seeds. "none" means no significant difference: the interval includes 0."""
 ABOUT_SIZES = """\
 Test scores by the size of the pet: a fifth of the images in each column, and the largest fraction of an image that \
 is pet there."""
