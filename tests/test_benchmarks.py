@@ -161,7 +161,7 @@ def test_the_page_has_the_rows_and_keeps_what_is_written_by_hand(tmp_path: Path)
     page.write_text(f"By hand.\n\n{MARKER}\n\nold\n")
     study.main(["--results", str(tmp_path), "--page", str(page)])
     text = page.read_text()
-    assert text.startswith(f"By hand.\n\n{MARKER}\n\n## Tables\n")
+    assert text.startswith(f"By hand.\n\n{MARKER}\n\n")
     assert "old" not in text
     mean = (dice["cpu-R", 0].mean() + dice["cpu-R", 1].mean()) / 2
     assert f"| cpu-R | 2 | 4 | 3.5 (1) | 9.0 |  |  |  | {mean:.4f} |" in text
