@@ -442,20 +442,25 @@ def main(argv: list[str] | None = None) -> None:
         print("nothing is written: fix what is marked WRONG")
         sys.exit(1)
 
-    def convert(pair: Pair) -> None:
+    def convert(pair: Pair) -> float:
         name, is_turned = plain_name(pair.stem), as_shown and pair.orientation != 1
         write_image(roots[0] / pair.image, image_path(folder, name), is_turned, args.link)
         is_foreground = np.isin(read_mask(roots[1] / pair.mask, reading), list(foreground))
         trimap = mark_boundary(is_foreground, args.boundary_pixels)
         trimap_path(folder, name).write_bytes(cv2.imencode(".png", trimap)[1])
+        return is_foreground.mean()
 
     with atomic_folder(args.output) as folder:
         (folder / "images").mkdir()
         (folder / "annotations" / "trimaps").mkdir(parents=True)
-        for _ in tqdm(in_threads(convert, pairs), "writing", len(pairs), unit=" images", leave=False, disable=None):
-            pass
+        written = tqdm(in_threads(convert, pairs), "writing", len(pairs), unit=" images", leave=False, disable=None)
+        covered = list(written)
         write_lists(folder, pairs, splits)
     print(f"wrote {args.output}: " + ", ".join(f"{mode} {counts[mode]}" for mode in MODES))
+    print(
+        f"foreground covers {np.mean(covered):.0%} of an image on average, {min(covered):.0%} to {max(covered):.0%}; "
+        "if that is the background, name the other value by --foreground"
+    )
     print(f"next: {shell('python', 'src/train.py', '--model', 'R', '--data_path', args.output)}")
 
 
