@@ -237,7 +237,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{first['image_size']}, boundary counted as {first['boundary']}{flips}."
     )
     text = f"{lead}\n{as_text(tables)}\n"
+    histories = {name: read_history(args.save_path / name / f"{name}_history.csv") for name in names}
     for report in reports:
+        best = max(histories[report["name"]], key=lambda row: (row["valid_dice"], -row["valid_loss"]), default=None)
+        if best and best["epoch"] != report.get("epoch"):
+            text += f"note: {report['name']} was scored at epoch {report.get('epoch')}; its best is now {best['epoch']:.0f}\n"
         if report.get("trained_on") and args.split != "train":
             text += f"note: {report['name']} was trained on {report['trained_on']} of these images\n"
     print(text, end="")
@@ -254,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         folder / f"{stem}.html",
         " and ".join(groups),
         lead=lead,
-        curves=curves({name: read_history(args.save_path / name / f"{name}_history.csv") for name in names}),
+        curves=curves(histories),
         tables=tables,
         gallery=make_gallery(groups) if args.split == "test" else None,  # the only split with masks on the disk
     )

@@ -1,6 +1,7 @@
 """compare.py: what is compared, what is refused, and the verdicts."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +208,11 @@ def test_the_page_shows_where_two_trained_runs_differ_most(
     capsys.readouterr()
     run(tmp_path, "R", "U", "--split", "valid")
     assert "note: the page shows no images: masks are written of the test split only" in capsys.readouterr().out
+
+    with open(tmp_path / "U" / "U_history.csv", "a") as history:  # the run goes on, and becomes better
+        history.write("5,0.1,0.1,0.999,0.1,1.0,1.0\n")
+    run(tmp_path, "R", "U", "--split", "valid")
+    assert re.findall("note: (.*) was scored at epoch .; its best is now 5", capsys.readouterr().out) == ["U"]
 
     worst = tmp_path / "outputs" / "U" / f"{data['entries'][0]['name']}_mask.png"
     worst.write_bytes((tmp_path / "outputs" / "R-seed0" / worst.name).read_bytes())  # of another run
