@@ -241,7 +241,8 @@ def main(argv: list[str] | None = None) -> None:
     for report in reports:
         best = max(histories[report["name"]], key=lambda row: (row["valid_dice"], -row["valid_loss"]), default=None)
         if best and best["epoch"] != report.get("epoch"):
-            text += f"note: {report['name']} was scored at epoch {report.get('epoch')}; its best is now {best['epoch']:.0f}\n"
+            scored, now = report.get("epoch"), int(best["epoch"])
+            text += f"note: {report['name']} was scored at epoch {scored}; its best is now {now}\n"
         if report.get("trained_on") and args.split != "train":
             text += f"note: {report['name']} was trained on {report['trained_on']} of these images\n"
     print(text, end="")
