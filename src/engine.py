@@ -4,6 +4,7 @@ import copy
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from plumbing.cli import UserError, memory_format
 
@@ -14,7 +15,7 @@ from augment import Normalise, draw_epoch, recolour, warp
 from losses import LOSSES
 from models import build_network
 from recipes import OPTIMIZERS, Config
-from split import Split, images_and_trimaps
+from split import images_and_trimaps
 from trimap import target_and_weight
 
 EMA_EVERY = 8  # steps between two updates: as good as each step, at an eighth of the cost
@@ -112,28 +113,6 @@ class EMA:
                 norm.running_var.copy_(squares / images - norm.running_mean.square())
 
 
-def try_network(config: Config, device: torch.device) -> None:
-    """Try the network and the loss on two images, before the data is read.
-
-    Raises:
-        UserError: the network returns other shapes than training needs, or the loss no scalar.
-    """
-    model, side = build_network(config.network).to(device), config.image_size_at(1)
-    outputs = model(torch.zeros(2, 3, side, side, device=device))
-    for logits in outputs if isinstance(outputs, list | tuple) else [outputs]:
-        found = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-        if found != (2, 1, side, side):
-            raise UserError(
-                f"{config.network} turns (2, 3, {side}, {side}) images into {found}; training needs logits of "
-                f"(2, 1, {side}, {side}), or a list of such logits"
-            )
-        target = torch.zeros(2, 1, side, side, device=device, dtype=torch.bool)
-        loss = LOSSES[config.loss](logits, target, ~target)
-        if getattr(loss, "shape", None) != ():
-            shape = tuple(getattr(loss, "shape", ())) or type(loss).__name__
-            raise UserError(f"the loss {config.loss} returns {shape}; training needs a scalar tensor")
-
-
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """The config's optimizer; weight decay is for weights, not for biases and BatchNorm.
 
@@ -163,14 +142,18 @@ def as_nhwc(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
 
 
-def cpu_unless_right(device: torch.device, config: Config, train: Split) -> torch.device:
-    """The device; or the CPU, with a note, if Apple's GPU computes two images otherwise.
+def try_device(device: torch.device, config: Config) -> torch.device:
+    """Try a training step before the data is read; the device or, with a note, the CPU if Apple's GPU errs.
 
     PyTorch had silent errors there, and this project has not run on one.
+
+    Raises:
+        UserError: the network or the loss returns another shape than training needs.
     """
+    found = loss_and_gradient(device, config)
     if device.type != "mps":
         return device
-    found, expected = (loss_and_gradient(one, config, train) for one in (device, torch.device("cpu")))
+    expected = loss_and_gradient(torch.device("cpu"), config)
     if torch.allclose(found, expected, rtol=0.01, atol=0):
         return device
     values = f"loss and gradient {found.tolist()}, and not {expected.tolist()}"
@@ -178,19 +161,31 @@ def cpu_unless_right(device: torch.device, config: Config, train: Split) -> torc
     return torch.device("cpu")
 
 
-def loss_and_gradient(device: torch.device, config: Config, train: Split) -> Tensor:
-    """The loss of the first and the last image, and the norm of its gradient: (2,) float32 on the CPU."""
+def loss_and_gradient(device: torch.device, config: Config) -> Tensor:
+    """The loss of two random images at 64x64, and the norm of its gradient: (2,) float32 on the CPU."""
+    pixels = torch.randint(0, 256, (2, 64, 64, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels[..., 3] = 1 + pixels[..., 3] % 4
     plan = draw_epoch(config.augmentation, 2, 2, config.seed, 1).to(device)
     torch.manual_seed(config.seed)
     model = build_network(config.network).to(device, memory_format=memory_format(device)).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()  # devices draw differently
-    images, trimaps = warp(*images_and_trimaps(train.pixels[[0, -1]].to(device)), plan.theta)
+    images, trimaps = warp(*images_and_trimaps(pixels.to(device)), plan.theta)
+    target, weight = target_and_weight(trimaps, config.boundary)
     outputs = model(Normalise(config.mean, config.std).to(device)(recolour(images, plan.colour)))
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    target, weight = target_and_weight(trimaps, config.boundary)
-    loss = sum(LOSSES[config.loss](logits, target, weight) for logits in outputs)
-    loss.backward()
+    check_shapes(config.network, outputs, (2, 1, 64, 64), "logits of the images' size, one channel, or a list of such")
+    losses = [LOSSES[config.loss](logits, target, weight) for logits in outputs]
+    check_shapes(f"the loss {config.loss}", losses, (), "a scalar tensor")
+    sum(losses).backward()
     norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
-    return torch.stack((loss.detach(), torch.stack(norms).norm())).cpu()
+    return torch.stack((sum(losses).detach(), torch.stack(norms).norm())).cpu()
+
+
+def check_shapes(what: str, values: list[Any], shape: tuple[int, ...], needed: str) -> None:
+    """Raise UserError unless all values are tensors of this shape."""
+    for value in values:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if found != shape:
+            raise UserError(f"{what} returns {found} for (2, 3, 64, 64) images; training needs {needed}")

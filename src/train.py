@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from augment import EpochPlan, Normalise, draw_epoch, recolour, warp
 from checkpoint import checkpoint_path, load_checkpoint, pretrained_encoder
-from engine import EMA, Progress, cpu_unless_right, make_optimizer, try_network
+from engine import EMA, Progress, make_optimizer, try_device
 from losses import LOSSES
 from metrics import evaluate
 from models import build_network
@@ -247,10 +247,10 @@ def main(argv: list[str] | None = None) -> None:
             ranks.broadcast(lambda: Run.refuse_to_replace(folder))
         weights = load_checkpoint(args.init_from) if args.init_from and not start else None
         config = resolve_config(args.model, args.typed, start, exactly, args.base)
+        device = try_device(device, config)
         training = start.get("training") if exactly else None
         wanted = training.get("precision", config.precision) if isinstance(training, dict) else config.precision
         precision = ranks.broadcast(lambda: choose_precision(wanted, device))
-        try_network(config, device)
         encoder = None
         if config.pretrained and not start:
             encoder = ranks.broadcast(lambda: pretrained_encoder(config.network, config.pretrained))
@@ -259,7 +259,6 @@ def main(argv: list[str] | None = None) -> None:
         train = load_split(root, "train", config.image_size, config.train_images or config.limit)
         valid = load_split(root, "valid", config.image_size, config.limit)
         print_data(train, valid, config.boundary)
-        device = cpu_unless_right(device, config, train)
         trainer = Trainer(config, device, train.to(device), valid.to(device), precision)
         torch.backends.cudnn.benchmark = True  # all training batches have one shape: finding the fastest kernels pays
         if args.compile:

@@ -112,14 +112,14 @@ def test_early_answers(run_train: Train, monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(UserError, match=r"recipe 'typo': .*unexpected keyword argument 'los'"):
         run_train("--recipe", "typo")
     monkeypatch.setitem(LOSSES, "bce", lambda logits, target, weight: logits)
-    with pytest.raises(UserError, match=r"the loss bce returns \(2, 1, 32, 32\); training needs a scalar"):
+    with pytest.raises(UserError, match=r"the loss bce returns \(2, 1, 64, 64\) .*; training needs a scalar"):
         run_train("--loss", "bce")
     for layer, found in (
-        (torch.nn.Conv2d(3, 2, 1), r"\(2, 2, 32, 32\)"),
-        (torch.nn.Conv2d(3, 1, 2), r"\(2, 1, 31, 31\)"),
+        (torch.nn.Conv2d(3, 2, 1), r"\(2, 2, 64, 64\)"),
+        (torch.nn.Conv2d(3, 1, 2), r"\(2, 1, 63, 63\)"),
     ):
         monkeypatch.setitem(NETWORKS, "ResNet34_UNet", lambda layer=layer: layer)
-        with pytest.raises(UserError, match=rf"ResNet34_UNet turns \(2, 3, 32, 32\) images into {found}"):
+        with pytest.raises(UserError, match=rf"ResNet34_UNet returns {found} for \(2, 3, 64, 64\) images"):
             run_train()
     assert list(tmp_path.iterdir()) == []
 
