@@ -99,7 +99,10 @@ def test_the_page_is_self_contained_and_escapes_names(page: Any, page_file: Path
     page.click("#cards button")
     assert HOSTILE in page.inner_text("#about")
     assert HOSTILE in page.inner_text("main dl")
+    assert "boundary counted" not in page.inner_text("main dl")  # all conventions score alike
     assert page.title() == "R, test split"
+    labels = page.eval_on_selector_all(".charts text", "all => all.map(one => one.textContent)")
+    assert {"0.2", "1.0", "2.0"} <= set(labels)  # of one axis: all with the same decimals
     assert errors == []
     assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
 
@@ -155,6 +158,7 @@ def test_the_error_map_shows_false_negatives_and_false_positives(page: Any, tmp_
         entry = gallery_entry(row, [thumbnail(np.full((40, 40, 3), 200, np.uint8), trimap, mask, boundary)], [0.5])
         gallery = {"runs": ["R"], "note": "", "entries": [entry]}
         page.goto(render_page(tmp_path / f"{boundary}.html", boundary, gallery=gallery).as_uri())
+        assert page.is_hidden("#breed")  # the data has none
         colours = np.array(pixels(page, "#cards canvas")).reshape(40, 40, 3)
         negative, positive = (np.abs(colours - colour).max(-1) < 40 for colour in ((0, 114, 178), (230, 159, 0)))
         assert positive[:19, 23:].all()
