@@ -109,13 +109,19 @@ def photos_at(path: Path, recursive: bool) -> dict[Path, Path]:
     """The photos at a path, each with its name in the output. Skips a folder's hidden files and earlier results."""
     if not path.is_dir():
         return {path: Path(path.name)}
-    results = (*(f"_{product}.png" for product in PRODUCTS), SHEET)
+    results = tuple(f"_{product}.png" for product in PRODUCTS)
     below = glob.glob(f"{glob.escape(str(path))}/**", recursive=True)  # follows links to folders; rglob does not
     return {
         file: file.relative_to(path)
         for file in sorted(map(Path, below) if recursive else path.iterdir())
         if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and not file.name.endswith(results)
+        if file.name != SHEET or not is_sheet(file)
     }
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a contact sheet of this program."""
+    return MADE_BY in path.read_bytes()[:200]
 
 
 def result_path(photo: Photo, product: str, options: PhotoOptions) -> Path:
@@ -339,7 +345,7 @@ def predict_photos(predictor: Predictor, photos: list[Photo], options: PhotoOpti
 def write_contact_sheet(photos: list[Photo], options: PhotoOptions) -> None:
     """Write ``contact_sheet.png``: the first photos beside their cut-outs, on a chequerboard. Another's file stays."""
     path, tiles = options.output / SHEET, []
-    if path.exists() and MADE_BY not in path.read_bytes()[:200]:
+    if path.exists() and not is_sheet(path):
         print(f"note: {path} is not of this program, and stays")
         return
     for photo in photos[:SHEET_PHOTOS]:

@@ -347,3 +347,14 @@ def test_several_photos_have_a_contact_sheet_on_a_chequerboard(
     cut(run, "--input", *tmp_path.glob("?.png"))
     assert "contact_sheet.png is not of this program, and stays" in capsys.readouterr().out
     assert read(output / photos.SHEET).shape == (9, 9, 3)
+
+
+def test_a_photo_named_like_the_contact_sheet_is_predicted(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("contact_sheet", "my_contact_sheet"):
+        red_box(40, 40).save(folder / f"{name}.png")
+    cut(run, "--input", folder, "--write", "mask,cutout")
+    sheet = tmp_path / "out" / "contact_sheet.png"
+    assert len(list((tmp_path / "out").glob("*contact_sheet_mask.png"))) == 2
+    assert photos.photos_at(sheet.parent, recursive=False) == {}  # its own sheet is no photo
