@@ -38,7 +38,7 @@ TURN = ("save", "save", "SIGTERM", "full disk", "save", "SIGKILL", "SIGINT", "sa
 DONE = ("kills", "kills_inside_a_save", "signals", "full_disks", "finished_runs_compared")
 MODEL, NAME, EPOCHS = "SegFormer", "soak", 12
 FLAGS = ("--image_size", 32, "--batch_size", 4, "--epochs", EPOCHS, "--save_every", 0, "--threads", 1)
-DIFFERENT = ("seconds", "images_per_second", "command")  # entries in which equal runs may differ
+DIFFERENT = ("seconds", "images_per_second", "command", "resumed")  # entries in which equal runs may differ
 
 
 class Script(subprocess.Popen):

@@ -166,10 +166,9 @@ def as_text(tables: list[dict[str, Any]]) -> str:
         cells = [table["head"]]
         for *values, interval in table["rows"]:
             short = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
-            form = (
-                "{mean:+.4f} ({low:+.4f} to {high:+.4f})" if "axis" in table else "{mean:.4f} ({low:.4f} to {high:.4f})"
-            )
-            cells.append([*short, form.format_map(interval)])
+            sign = "+" if "verdict" in interval else ""
+            values = [f"{interval[key]:{sign}.4f}" for key in ("mean", "low", "high")]
+            cells.append([*short, "{} ({} to {})".format(*values)])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += [f"{table['title']}. {table['note']}"]
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]

@@ -51,7 +51,7 @@ class Run:
         self.source_side = trainer.train.source_side()
         root = trainer.train.root.resolve()
         self.data_path = (root.relative_to(REPO) if root.is_relative_to(REPO) else root).as_posix()
-        self.provenance = provenance()
+        self.provenance = provenance() | {"resumed": False}
         self.best: dict[str, Any] | None = None  # a checkpoint that the next save writes
         self.saved_at, self.published_at = time.monotonic(), -math.inf
         self.log_tensorboard = log_tensorboard and not ranks.rank()
