@@ -11,8 +11,9 @@ from plumbing.stop import StopSignal
 import numpy as np
 import pytest
 import torch
-from conftest import terminate
+from conftest import Train, terminate
 
+import distill
 import evaluate
 import gpu
 import networks
@@ -23,11 +24,13 @@ import soak
 import speed
 import study
 import train
+from checkpoint import checkpoint_path, load_checkpoint
 from metrics import paired_difference_ci
 from models import NETWORKS, lab3
 from predictor import Predictor
 from recipes import RECIPES
 from report import read_history
+from split import load_split
 from study_page import COMPARISONS, MARKER, REPORTED, size_table
 
 
@@ -38,7 +41,7 @@ def known_peers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(NETWORKS, name, build)
 
 
-@pytest.mark.parametrize("script", [gpu, networks, peers, readme_picture, soak, speed, study])
+@pytest.mark.parametrize("script", [distill, gpu, networks, peers, readme_picture, soak, speed, study])
 def test_help_is_shown(script, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         script.main(["--help"])
@@ -279,3 +282,25 @@ def test_gpu_commands_run_once_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     gpu.main([])
     assert called[len(gpu.COMMANDS) + 1 :] == [gpu.TESTS[-1]]
     assert capsys.readouterr().out.endswith("left: nothing\n")
+
+
+def test_a_student_learns_from_the_teachers_view_of_the_batch(
+    run_train: Train, drawn_pets: Path, tmp_path: Path
+) -> None:
+    run_train("--epochs", 2, "--name", "teacher", "--image_size", 64)
+    teacher = checkpoint_path(tmp_path, "teacher", "best")
+    flags = ["--model", "R", "--data_path", drawn_pets, "--image_size", 32, "--batch_size", 4, "--epochs", 2]
+    flags = [str(flag) for flag in (*flags, "--save_path", tmp_path, "--name")]
+    distill.main(["--teacher", str(teacher), *flags, "student"])
+    train.main([*flags, "plain"])
+    states = [load_checkpoint(checkpoint_path(tmp_path, name, "final")) for name in ("student", "plain")]
+    assert states[0]["config"] == states[1]["config"]
+    assert not torch.equal(states[0]["model"]["3.weight"], states[1]["model"]["3.weight"])
+
+    student, split = distill.Student.__new__(distill.Student), load_split(drawn_pets, "valid", 64)
+    student.teacher = Predictor(teacher, "cpu")
+    identity, colour = torch.eye(2, 3).expand(2, 2, 3), torch.tensor([[1.0, 0.0]] * 2)
+    probs = student.ask_teacher(split.pixels[:2], identity, colour, 64)
+    expected = student.teacher.logits(split.pixels[:2, ..., :3].permute(0, 3, 1, 2).float()).sigmoid()
+    torch.testing.assert_close(probs, expected, rtol=0, atol=1e-5)
+    assert student.ask_teacher(split.pixels[:2], identity, colour, 32).shape == (2, 1, 32, 32)
