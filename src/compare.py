@@ -179,7 +179,7 @@ def draw_predictions(report: Report, indices: np.ndarray) -> list[dict[str, str]
     """Thumbnails of the masks that ``inference.py`` wrote. Prints a note, and returns None, if they do not fit."""
 
     def draw(index: int) -> dict[str, str]:
-        row, folder = report["per_image"][index], OUTPUTS / report["name"]
+        row, folder = report["per_image"][index], cli.shown(OUTPUTS / report["name"])
         image, trimap, mask = read_prediction(folder, Path(report["data_path"]), row["name"])
         if mask.shape == trimap.shape:
             target, weight = target_and_weight(torch.from_numpy(trimap)[None], report["boundary"])

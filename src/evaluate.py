@@ -259,7 +259,8 @@ def score_checkpoint(
     """
     cli.keep_freed_memory()
     predictor = Predictor(state, device, options.flip_average, options.image_size)
-    root, config = find_root(options.data_path or training_data_path(state["data_path"])), predictor.config
+    root = cli.shown(find_root(options.data_path or training_data_path(state["data_path"])))
+    config = predictor.config
     epoch = "weights alone" if state["epoch"] is None else f"epoch {state['epoch']}"
     print(
         f"Using {config.network.split('.')[-1]} model, recipe {config.recipe}, "
