@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plumbing.cli import UserError, plural
+from plumbing.cli import UserError, plural, shell
 from plumbing.files import atomic_write
 from plumbing.images import PHOTO_SUFFIXES, decode_photo_and_profile, in_threads, read_bytes, resize_image
 
@@ -89,7 +89,9 @@ def find_photos(inputs: Sequence[str], options: PhotoOptions) -> list[Photo]:
         if not any(found):
             hint = "" if options.recursive else " (--recursive searches subfolders too)"
             problem = f"no photo in this folder{hint}" if found else "no such file or folder, and no file matches it"
-            raise UserError(f"--input {text}: {problem}")
+            unquoted = " ".join(inputs)
+            guess = f"; did you mean --input {shell(unquoted)}?" if unquoted != text and Path(unquoted).exists() else ""
+            raise UserError(f"--input {text}: {problem}{guess}")
         for part in found:
             names |= {file.resolve(): name for file, name in part.items()}
     # By casefold: on Windows and macOS, Cat.png and cat.png are one file.

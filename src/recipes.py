@@ -161,7 +161,9 @@ def possible_values(name: str) -> str:
     """The values of a field, for an error message; empty if neither a list nor a range says them."""
     if name in CHOICES:
         return f"; there are {', '.join(CHOICES[name])}"
-    return "; it can be {:g} to {:g}".format(*RANGES[name]) if name in RANGES else ""
+    low, high = RANGES.get(name, (None, 0))
+    to = "" if high >= 1e6 else f" to {high:g}"
+    return "" if low is None else f"; it can be from {low:g}{to or ' up'}"
 
 
 # ---------------------------------------------------------------------------------------------- the recipes

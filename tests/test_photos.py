@@ -142,9 +142,16 @@ def test_inputs_that_name_no_photo_or_one_name_twice_are_refused(tmp_path: Path)
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     assert [photo.file.name for photo in find_photos([str(tmp_path / "*" / "*.jpg")], options)] == ["q.jpg"]
-    for wrong, said in (("nothing.jpg", "no such file"), ("*.gif", "no such file"), ("c", "no photo in this folder")):
+    for wrong, said in (
+        ("nothing.jpg", "no such file"),
+        ("*.gif", "no such file"),
+        ("c", r"no photo in this folder .*too\)$"),
+    ):
         with pytest.raises(UserError, match=said):
             find_photos([str(tmp_path / wrong)], options)
+    (tmp_path / "my photo.jpg").touch()
+    with pytest.raises(UserError, match=r"did you mean --input '?\S*my photo\.jpg'\?$"):
+        find_photos([str(tmp_path / "my"), "photo.jpg"], options)
     with pytest.raises(UserError, match=r"a/p.png and \S*b/p.png have the same name"):
         find_photos([str(tmp_path / "a"), str(tmp_path / "b")], options)
 

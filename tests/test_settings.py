@@ -57,7 +57,7 @@ def test_a_setting_is_parsed_by_its_fields_type(text: str, value: object) -> Non
         "loss": "no setting 'loss'",
         "xyz=1": r"no setting 'xyz=1'; docs/training\.md lists them",
         "loss=cross": "loss cannot be 'cross'; there are bce_dice, bce, mse",
-        "epochs=1.5": "epochs cannot be '1.5'; it can be 1 to 1e",
+        "epochs=1.5": "epochs cannot be '1.5'; it can be from 1 up",
         "epochs=true": "epochs cannot be 'true'",
         "score_train=1": "score_train cannot be '1'",
         "warmup=nan": "warmup cannot be 'nan'",
