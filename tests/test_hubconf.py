@@ -8,6 +8,7 @@ from plumbing.cli import REPO, UserError
 import numpy as np
 import pytest
 import torch
+from torchvision.models import resnet34
 
 from models import build_network
 from predictor import Predictor
@@ -49,6 +50,14 @@ def test_each_entry_point_loads_its_network() -> None:
             model, expected = load(name), build_network(network)
         assert not model.training
         assert [value.shape for value in model.parameters()] == [value.shape for value in expected.parameters()]
+
+
+def test_a_pretrained_encoder(tmp_path: Path) -> None:
+    torch.save(resnet34().state_dict(), tmp_path / "resnet34.pth")
+    model = load("resnet34_unet", pretrained=str(tmp_path / "resnet34.pth"))
+    expected = torch.load(tmp_path / "resnet34.pth")
+    assert torch.equal(model.encoder.stem[0].weight, expected["conv1.weight"])
+    assert torch.equal(model.encoder.stages[3][-1].norm2.bias, expected["layer4.2.bn2.bias"])
 
 
 def test_predictor(weights: Path) -> None:
