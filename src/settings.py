@@ -176,6 +176,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if name in args.typed:
             parser.error(f"--set {name} is given twice, or has a flag that is given too")
         args.typed[name] = value
+    if args.typed.get("pretrained") and (args.init_from or args.load_model_epoch not in (None, "0", "last")):
+        parser.error("--pretrained starts a new run; --init_from and --load_model_epoch bring weights of their own")
     return args
 
 

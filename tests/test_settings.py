@@ -69,7 +69,7 @@ def test_what_cannot_be_set_is_named(text: str, error: str) -> None:
         parse_setting(text)
 
 
-def test_a_field_typed_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_contradict_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for flags in (
         "--epochs 3 --set epochs=4",
         "--set warmup=0 --set warmup=0.1",
@@ -77,7 +77,9 @@ def test_a_field_typed_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     ):
         with pytest.raises(SystemExit):
             parse_args(["--model", "R", *flags.replace("FILE", str(REPO / "README.md")).split()])
-    assert capsys.readouterr().err.count("is given twice") == 2
+    errors = capsys.readouterr().err
+    for said, count in (("is given twice", 2), ("--config starts a new run", 1), ("--pretrained starts a new run", 1)):
+        assert errors.count(said) == count
 
 
 def test_a_setting_is_recorded_and_kept_by_resume(run_train: Train, tmp_path: Path) -> None:
