@@ -31,11 +31,11 @@ class Student(train.Trainer):
 
     Attributes:
         teacher: sees the same augmented batch, at its own input size.
-        share: of the teacher in the target.
+        teacher_weight: the teacher's part of the target, 0 to 1.
     """
 
     teacher: Predictor
-    share: float
+    teacher_weight: float
 
     @torch.no_grad()
     def ask_teacher(self, pixels: Tensor, theta: Tensor, colour: Tensor, side: int) -> Tensor:
@@ -47,7 +47,7 @@ class Student(train.Trainer):
     def train_step(self, pixels: Tensor, theta: Tensor, colour: Tensor, side: int) -> Tensor:
         images, trimaps = warp(*images_and_trimaps(pixels), theta, side)  # (N, 3, side, side), (N, 1, side, side)
         target, weight = target_and_weight(trimaps, self.config.boundary)
-        target = torch.lerp(target.float(), self.ask_teacher(pixels, theta, colour, side), self.share)
+        target = torch.lerp(target.float(), self.ask_teacher(pixels, theta, colour, side), self.teacher_weight)
         with self.autocast():
             outputs = self.forward(self.normalise(recolour(images, colour)))
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
@@ -61,12 +61,12 @@ class Student(train.Trainer):
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser("Train a network by src/train.py, with a teacher's probabilities in the targets.")
     parser.add_argument("--teacher", type=existing_path, required=True, help="a checkpoint of any network and size")
-    parser.add_argument("--share", type=fraction, default=0.5, help="of the teacher in the target")
+    parser.add_argument("--weight", type=fraction, default=0.5, help="of the teacher in the target")
     args, flags = parser.parse_known_args(argv)
 
     def make_student(config: Any, device: torch.device, *more: Any) -> Student:
         student = Student(config, device, *more)
-        student.teacher, student.share = Predictor(args.teacher, device), args.share
+        student.teacher, student.teacher_weight = Predictor(args.teacher, device), args.weight
         return student
 
     original, train.Trainer = train.Trainer, make_student

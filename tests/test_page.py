@@ -120,7 +120,7 @@ def test_sorting_filtering_and_more(page: Any, drawn_pets: Path, page_file: Path
     assert cards(page) == names[3:]
     for order in ("highest Dice", "largest foreground"):
         page.select_option("#sort", order)
-        assert cards(page) == names[:59:-1]
+        assert cards(page)[:60] == names[:59:-1]  # more, where their end is in view
     page.select_option("#sort", "lowest Dice")
     for tag, chosen in enumerate((names[3:5], [], names[5:9], names[:3])):
         page.select_option("#tag", str(tag))
