@@ -337,6 +337,7 @@ def test_what_a_download_needs_is_asked_before_it(tmp_path: Path, monkeypatch: p
         raise OSError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
 
     monkeypatch.setattr(download, "_fetch", refuse)
+    monkeypatch.setattr(download.tarfile, "data_filter", None, raising=False)
     with pytest.raises(UserError, match=r"(?s)download failed.*Install Certificates\.command.*a hint"):
         download.download_archives(archives, tmp_path / "pets", "a hint")
     monkeypatch.delattr(download.tarfile, "data_filter")

@@ -204,6 +204,8 @@ def test_unsafe_and_repeated_names_in_lists_are_refused(pets: Path, name: str) -
 @pytest.fixture
 def archives(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """Archives of the drawn pets, to be downloaded in place of the real ones."""
+    if not hasattr(tarfile, "data_filter"):
+        pytest.skip("the download needs Python 3.11.4 or newer")
     (tmp_path / "server").mkdir()
     paths = [tmp_path / "server" / f"{name}.tar.gz" for name in ("images", "annotations")]
     for path in paths:

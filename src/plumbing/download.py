@@ -28,17 +28,19 @@ def download_archives(archives: dict[str, str], target: Path, hint: str) -> None
     from torchvision.datasets.utils import extract_archive  # here, since importing torchvision takes 3 s
 
     raise_if_occupied(target)
+    names = " and ".join(url.rsplit("/", 1)[1] for url in archives)
+    source = next(iter(archives)).rpartition("/")[0]
     if not hasattr(tarfile, "data_filter"):
-        raise UserError("unpacking safely needs Python 3.11.4 or newer")
+        raise UserError(
+            f"unpacking safely needs Python 3.11.4 or newer; or unpack {names} (from {source}) into {target} yourself"
+        )
     parent = target.absolute().parent
     downloads = parent / f".{target.name}.download"
     try:
         paths = [_fetch(url, md5, parent, downloads) for url, md5 in archives.items()]
     except (OSError, HTTPException, RuntimeError) as error:
-        names = " and ".join(url.rsplit("/", 1)[1] for url in archives)
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             hint = f"On macOS, first run Install Certificates.command in /Applications/Python 3.x.\n{hint}"
-        source = next(iter(archives)).rpartition("/")[0]
         raise UserError(
             f"the download failed: {error}\n"
             f"By hand: put {names} (from {source}) into {parent} and run the command again.\n{hint}"
