@@ -297,8 +297,8 @@ def score_checkpoint(
         "trained": {key: state.get(key) for key in ("versions", "commit", "command", "resumed", "history")},
         "per_image": [row | breeds.get(row["name"], {}) for row in rows],
     }
+    write_report(scores_path(path, state, root, mode, options), report)  # first: `| head` ends the script at a print
     print_scores(report)
-    write_report(scores_path(path, state, root, mode, options), report)
     return report
 
 

@@ -138,6 +138,20 @@ def test_a_score_file_that_cannot_be_written_costs_nothing_else(
     assert "could not be written (Permission denied)" in said.err
 
 
+def test_a_reader_that_goes_away_costs_no_score_file(
+    run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_train("--epochs", 1)
+
+    def broken_pipe(_: object) -> None:  # `| head`
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, "print_scores", broken_pipe)
+    with pytest.raises(BrokenPipeError):
+        evaluate.main(["--model", "R", "--save_path", str(tmp_path)])
+    assert (tmp_path / "R" / "R_valid_scores.json").is_file()
+
+
 def test_images_that_were_trained_on_are_noted(
     run_train: Train, drawn_pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
